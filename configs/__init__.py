@@ -1,0 +1,1 @@
+"""What to run: ml_collections configs, data only."""

@@ -1,0 +1,270 @@
+"""Every field of every section, once, with its comment. Values are the official ones
+where TAVR publishes them; the rest is our recipe and marked (ours).
+
+A section is handed whole to the thing it configures: `TransformerConfig(**c.model)`.
+The field is the constructor argument of the same name; code has no second default.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The full-size configuration every other config starts from."""
+    c = ConfigDict()
+    c.name = "base"  # goes into checkpoints, reports and video metadata
+    c.stage = "same_scene"  # which step: see launch/build.py STEPS
+    c.seed = 42  # official sampling seed; also seeds data order and training noise
+    c.init_from = ""  # checkpoint folder or safetensors to start from; "" = scratch
+    c.model = model()
+    c.chunks = chunks()
+    c.codec = codec()
+    c.speech = speech()
+    c.text = text()
+    c.face = face()
+    c.lipsync = lipsync()
+    c.networks = networks()
+    c.prepare = prepare()
+    c.data = data()
+    c.flow = flow()
+    c.sampler = sampler()
+    c.policy = policy()
+    c.optimizer = optimizer()
+    c.train = train()
+    c.parallel = parallel()
+    c.evaluation = evaluation()
+    return c
+
+
+def model() -> ConfigDict:
+    """The transformer: official sizes (TAVR 18.9 B)."""
+    c = ConfigDict()
+    c.dim = 5120  # D, width
+    c.ffn_dim = 13824  # inner width of the feed-forward
+    c.num_heads = 40  # K
+    c.num_layers = 40
+    c.freq_dim = 256  # features of the timestep
+    c.text_dim = 4096  # E, umT5-xxl
+    c.text_len = 512  # L: captions are zero-padded to it and never masked
+    c.audio_dim = 8192  # U: 4 wav2vec layers x 1024 x 2 steps of 50 Hz
+    c.videoref_audio_dim = 2048  # V: last wav2vec layer x 2 steps
+    c.adapter_dim = 256  # inner width of the reference audio's adapters
+    c.in_channels = 18  # C latent channels + reference mask + motion mask
+    c.out_dim = 16  # C
+    c.patch_size = (1, 2, 2)
+    c.rope_spatial_stride = 1.5  # row and column positions are multiplied by it
+    c.videoref_rope_offset = 256  # temporal position of the first reference latent
+    c.eps = 1e-6  # every norm but the adapters'
+    c.adapter_norm_eps = 1e-5
+    c.audio_window = 12  # driving-audio tokens a video latent reads
+    c.audio_per_latent = 4
+    c.num_video_latents = 21  # T: a chunk is 4(T-1)+1 = 81 frames
+    c.num_ref = 1  # ref-row slots
+    c.num_videoref_latents = 5  # R: 20 reference frames
+    c.still_bucket = 0  # static room for packed ref-row tokens; 0 = all h*w
+    c.reference_bucket = 0  # M, static room for packed reference tokens; 0 = all
+    c.dtype = "bfloat16"  # of matrix products; the residual stream is float32
+    c.remat = True  # recompute block activations in the backward pass
+    return c
+
+
+def chunks() -> ConfigDict:
+    """Long video (TAVR_SPEC 12.5)."""
+    c = ConfigDict()
+    c.motion_latents = 2  # P: clean latents a continuation chunk starts from
+    c.canvas_tail = 4  # latents of noise after the end, decoded last and cut off
+    return c
+
+
+def codec() -> ConfigDict:
+    """Wan 2.1 video autoencoder: official sizes and statistics."""
+    c = ConfigDict()
+    c.base_dim = 96
+    c.z_dim = 16  # C
+    c.dim_mult = (1, 2, 4, 4)
+    c.num_res_blocks = 2  # of each encoder level; the decoder has one more
+    c.temporal_downsample = (False, True, True)
+    # latents are (mean - latents_mean) / latents_std
+    c.latents_mean = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )  # fmt: skip
+    c.latents_std = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    )  # fmt: skip
+    c.reference_prefix = 25  # copies of frame 0 before a reference is encoded
+    return c
+
+
+def speech() -> ConfigDict:
+    """Speech features. The mini world reads log-mel rows instead of wav2vec (ours)."""
+    c = ConfigDict()
+    c.sample_rate = 16000
+    c.fps = 25  # rows a second, and the frame rate of everything
+    c.mel_bins = 32  # bins of one 10 ms mel step (ours)
+    c.mel_fmax = 7600  # Hz (ours)
+    return c
+
+
+def text() -> ConfigDict:
+    """Text features. The mini world hashes words to fixed vectors (ours)."""
+    c = ConfigDict()
+    c.dim = 4096  # E
+    c.length = 512  # L
+    c.negative = ""  # negative prompt for guidance; the release has one long string
+    return c
+
+
+def face() -> ConfigDict:
+    """Face network for identity rewards and scores (ours)."""
+    c = ConfigDict()
+    c.size = 48  # Y = X of its input crops
+    c.width = 32  # channels of its first stage
+    c.embedding_dim = 128  # Z
+    return c
+
+
+def lipsync() -> ConfigDict:
+    """SyncNet-like network: a few face crops against the speech under them (ours)."""
+    c = ConfigDict()
+    c.size = 48  # Y = X of its input crops
+    c.frames = 5  # window
+    c.width = 32
+    c.embedding_dim = 128  # Z
+    c.max_shift = 15  # frames searched either way for the best offset
+    return c
+
+
+def networks() -> ConfigDict:
+    """Where the frozen networks come from. "mini" = the ones in the package."""
+    c = ConfigDict()
+    c.codec = "mini"
+    c.face = "mini"  # reward
+    c.lipsync = "mini"
+    return c
+
+
+def prepare() -> ConfigDict:
+    """From footage to records (ours, but for the bucket sizes)."""
+    c = ConfigDict()
+    c.landscape = (480, 896)  # bucket (rows, columns) for height <= width
+    c.portrait = (896, 480)
+    c.clip_frames = 321  # longest clip; longer footage is cut into several
+    c.min_frames = 81  # shorter footage is rejected: one chunk must fit
+    c.detect_every = 5  # frames between two face detections; boxes are interpolated
+    c.min_face = 0.06  # face height / frame height: smaller shows too little identity
+    c.min_coverage = 0.8  # share of sampled frames with a face
+    c.max_faces = 1  # one speaker at a time
+    c.shot_cut = 0.35  # jump of the colour histogram that starts a new shot
+    c.min_loudness = -50.0  # dBFS: quieter than this is no speech
+    c.identity_faces = 8  # J: crops kept of each clip for identity pools
+    c.crf = 12  # quality of stored frames; 0 = lossless, 51 = worst
+    c.held_out = 0.0  # share of people kept out of training (0 = none)
+    c.caption = "a person is talking"  # of videos without a caption beside them
+    c.records_per_shard = 256  # clips in one ArrayRecord file
+    c.workers = 0  # videos worked on at once, one process each; 0 = one a core
+    return c
+
+
+def data() -> ConfigDict:
+    """What the loader yields."""
+    c = ConfigDict()
+    c.path = ""  # dataset written by launch.prepare_data
+    c.orientation = "landscape"  # which bucket this run trains on
+    c.split = "train"
+    c.batch_size = 64  # of all hosts together
+    c.pairs = "same_scene"  # who may refer to whom: same_scene | cross_scene (ours)
+    c.continuation = 0.5  # share of samples that continue a previous chunk (ours)
+    c.frames = 9  # 1 + 4k frames of a sample of the codec stage
+    c.workers = 0  # Grain worker processes; 0 = threads only
+    c.threads = 8  # that read records ahead, in each process
+    c.prefetch = 16  # samples read ahead by them
+    return c
+
+
+def flow() -> ConfigDict:
+    """Flow matching in training (ours, but for the shift)."""
+    c = ConfigDict()
+    c.shift = 5.0  # official: s*u/(1+(s-1)u)
+    c.num_train_timesteps = 1000
+    c.drop_audio = 0.1  # share of samples that see the learned nulls instead
+    c.drop_text = 0.1  # share that see the empty caption
+    c.drop_reference = 0.05  # share without any valid reference token
+    return c
+
+
+def sampler() -> ConfigDict:
+    """Official inference settings."""
+    c = ConfigDict()
+    c.steps = 24
+    c.shift = 5.0
+    c.text_scale = 5.0
+    c.audio_scale = 1.8
+    c.start_use_videoref_step = 0  # steps before it see no reference; < 0 = all
+    c.round_bf16 = True  # round the state to bfloat16 after every step, as released
+    return c
+
+
+def policy() -> ConfigDict:
+    """Stage 3, policy gradient (ours: TAVR does not publish its algorithm)."""
+    c = ConfigDict()
+    c.group_size = 8  # G rollouts of one sample, one initial noise
+    c.steps = 16  # S of a rollout
+    c.shift = 5.0
+    c.sde = "flow"  # stochastic step: flow | dance | cps
+    c.eta = 0.7  # noise scale of the stochastic step
+    c.stochastic_steps = 1  # steps with noise and gradient; the rest is the ODE
+    c.window = 0.4  # they are drawn from this first share of the steps
+    c.audio_scale = 1.0  # guidance inside rollouts; 1 = conditional only
+    c.text_scale = 1.0
+    c.updates = 2  # gradient steps on the same rollouts; the first has ratio 1
+    c.clip_range = 1e-3
+    c.kl_weight = 0.004
+    c.advantage_clip = 5.0
+    c.reward_latents = 3  # latents decoded for rewards
+    c.identity_weight = 1.0
+    c.lipsync_weight = 0.2
+    return c
+
+
+def optimizer() -> ConfigDict:
+    """AdamW (ours)."""
+    c = ConfigDict()
+    c.learning_rate = 1e-5
+    c.warmup_steps = 500
+    c.weight_decay = 0.01
+    c.b1 = 0.9
+    c.b2 = 0.95
+    c.clip_norm = 1.0  # of the global gradient
+    c.ema_decay = 0.999  # of the weights that sampling uses; 0 = none
+    return c
+
+
+def train() -> ConfigDict:
+    """The loop."""
+    c = ConfigDict()
+    c.steps = 10000
+    c.log_every = 10
+    c.sample_every = 1000  # pictures, video and sound to TensorBoard; 0 = never
+    c.checkpoint_every = 500
+    c.keep = 3  # newest checkpoints kept
+    c.max_skipped = 20  # stop after so many updates in a row that were not finite
+    return c
+
+
+def parallel() -> ConfigDict:
+    """Devices along each mesh axis; one of them may be -1 = all that remain."""
+    c = ConfigDict()
+    c.data = 1
+    c.fsdp = -1
+    c.context = 1
+    c.tensor = 1
+    return c
+
+
+def evaluation() -> ConfigDict:
+    """Held-out scoring (ours)."""
+    c = ConfigDict()
+    c.pairs = 158  # cross-scene pairs scored
+    c.frames = 0  # 0 = as many frames as the speech needs
+    return c

@@ -1,0 +1,77 @@
+"""Sizes. `apply(config, size)` turns the official config into one of these."""
+
+from ml_collections import ConfigDict
+
+
+def apply(c: ConfigDict, size: str) -> ConfigDict:
+    """Set every field that a size moves; the stage's recipe is left alone."""
+    if size not in SIZES:
+        raise ValueError(f"size {size!r}: expected one of {', '.join(SIZES)}")
+    SIZES[size](c)
+    c.name = f"{c.stage}:{size}"
+    return c
+
+
+def _tavr_14b(c: ConfigDict) -> None:
+    """The official checkpoint: nothing to change."""
+
+
+def _tavr_1p3b(c: ConfigDict) -> None:
+    """Wan2.1-T2V-1.3B grown the same way (ours)."""
+    c.model.dim, c.model.ffn_dim, c.model.num_heads = 1536, 8960, 12
+    c.model.num_layers = 30
+
+
+def _mini(c: ConfigDict) -> None:
+    """96 x 96 pixels, 33-frame chunks: trains on a laptop's CPU."""
+    m = c.model
+    m.dim, m.ffn_dim, m.num_heads, m.num_layers = 128, 512, 4, 4
+    m.freq_dim, m.adapter_dim = 128, 32
+    m.text_dim = c.text.dim = 32
+    m.text_len = c.text.length = 16
+    m.audio_dim = m.videoref_audio_dim = 4 * c.speech.mel_bins
+    m.num_video_latents, m.num_videoref_latents = 9, 5
+    m.dtype, m.remat = "float32", False
+    c.codec.base_dim = 8
+    c.codec.latents_mean, c.codec.latents_std = (0.0,) * 16, (1.0,) * 16
+    p = c.prepare
+    p.landscape = p.portrait = (96, 96)
+    p.clip_frames, p.min_frames = 81, 33
+    c.data.batch_size = 8
+    c.sampler.steps, c.sampler.text_scale, c.sampler.audio_scale = 8, 1.0, 1.5
+    c.policy.group_size, c.policy.steps = 4, 6
+    c.optimizer.warmup_steps, c.optimizer.learning_rate = 20, 1e-3
+    c.optimizer.ema_decay = 0.98
+    c.train.steps, c.train.log_every = 300, 10
+    c.train.sample_every, c.train.checkpoint_every = 150, 100
+    c.parallel.fsdp, c.parallel.data = 1, -1
+    c.evaluation.pairs = 4
+
+
+def _tiny(c: ConfigDict) -> None:
+    """32 x 32 pixels, 17-frame chunks, nothing learned: for tests."""
+    _mini(c)
+    m = c.model
+    m.dim, m.ffn_dim, m.num_heads, m.num_layers = 32, 64, 2, 2
+    m.freq_dim, m.adapter_dim, m.text_len = 32, 8, 8
+    c.text.length = 8
+    m.num_video_latents, m.num_videoref_latents = 5, 2
+    c.codec.base_dim = 4
+    c.networks.codec = c.networks.face = c.networks.lipsync = "random"
+    p = c.prepare
+    p.landscape = p.portrait = (32, 32)
+    p.clip_frames, p.min_frames, p.identity_faces = 33, 17, 2
+    c.face.size = c.lipsync.size = 16
+    c.face.width = c.lipsync.width = 4
+    c.face.embedding_dim = c.lipsync.embedding_dim = 16
+    c.lipsync.max_shift = 3
+    c.data.batch_size = 8
+    c.sampler.steps, c.policy.steps, c.policy.group_size = 2, 3, 2
+    c.policy.reward_latents = 2
+    c.train.steps, c.train.log_every = 2, 1
+    c.train.sample_every, c.train.checkpoint_every = 0, 1
+    c.optimizer.warmup_steps = 1
+    c.evaluation.pairs = 1
+
+
+SIZES = {"tavr_14b": _tavr_14b, "tavr_1p3b": _tavr_1p3b, "mini": _mini, "tiny": _tiny}

@@ -1,0 +1,1 @@
+"""Composition roots: read a config, build, call. The only code with flags."""

@@ -1,0 +1,57 @@
+"""How a command ends: one clear line and exit code 2 for bad input, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import config_flags
+
+from tavr_jax.errors import InputError
+
+DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+_positionals: list[str] = []
+
+
+def config_flag(default: str | None = None):
+    """`--config FILE.py:size`, with any field as `--config.section.field=value`."""
+    return config_flags.DEFINE_config_file("config", default, lock_config=True)
+
+
+def positional(name: str, index: int = 0) -> str:
+    """The argument at `index` after the flags; InputError when it was not given."""
+    if index >= len(_positionals):
+        raise InputError(f"{name}: missing; give it on the command line (see --help)")
+    return _positionals[index]
+
+
+def run(main: Callable[[], None], doc: str, positional: int = 0) -> None:
+    """Parse flags, call `main`, turn bad input into one line and exit code 2.
+
+    `positional` is how many arguments beside flags the command takes.
+    """
+    sys.modules["__main__"].__doc__ = doc
+    try:
+        _parse(sys.argv, positional)
+        main()
+    except InputError as error:
+        if flags.FLAGS.is_parsed() and DEBUG.value:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parse(argv: list[str], positional: int) -> None:
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow positional arguments
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"flags: {line} (see --help)") from error
+    except FileNotFoundError as error:
+        raise InputError(f"--config: no such file {error.filename!r}") from error
+    if len(rest) > positional:
+        raise InputError(f"flags: unexpected argument {rest[positional]!r}; see --help")
+    _positionals[:] = rest

@@ -1,0 +1,1 @@
+"""TAVR in JAX: talking avatars from a reference video."""

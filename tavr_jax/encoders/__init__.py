@@ -1,0 +1,1 @@
+"""Frozen networks around the transformer, and the names published weights have."""

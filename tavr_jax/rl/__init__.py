@@ -1,0 +1,1 @@
+"""Policy gradient: rollouts, rewards, objective."""

@@ -1,0 +1,1 @@
+"""Steps, the loop they share, checkpoints and reports."""
