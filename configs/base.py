@@ -93,6 +93,11 @@ def codec() -> ConfigDict:
         3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
     )  # fmt: skip
     c.reference_prefix = 25  # copies of frame 0 before a reference is encoded
+    # training of stage "codec" (ours)
+    c.crop = 64  # pixels of its random square crops; at most the bucket's size
+    c.edge_weight = 1.0  # of the error of image gradients, beside that of pixels
+    c.latent_weight = 0.1  # pulls every latent channel to mean 0, deviation 1
+    c.latent_noise = 0.05  # put on latents before decoding: diffusion will err too
     return c
 
 
@@ -121,6 +126,7 @@ def face() -> ConfigDict:
     c.size = 48  # Y = X of its input crops
     c.width = 32  # channels of its first stage
     c.embedding_dim = 128  # Z
+    c.temperature = 0.1  # of its contrastive loss
     return c
 
 
@@ -129,9 +135,12 @@ def lipsync() -> ConfigDict:
     c = ConfigDict()
     c.size = 48  # Y = X of its input crops
     c.frames = 5  # window
-    c.width = 32
+    c.span = 13  # frames of a training sample: its windows are told apart in time
+    c.width = 16
+    c.audio_dim = 128  # U of a log-mel row: 4 * speech.mel_bins
     c.embedding_dim = 128  # Z
     c.max_shift = 15  # frames searched either way for the best offset
+    c.temperature = 0.1  # of its contrastive loss
     return c
 
 
@@ -216,25 +225,25 @@ def policy() -> ConfigDict:
     c.stochastic_steps = 1  # steps with noise and gradient; the rest is the ODE
     c.window = 0.4  # they are drawn from this first share of the steps
     c.audio_scale = 1.0  # guidance inside rollouts; 1 = conditional only
-    c.text_scale = 1.0
+    c.text_scale = 1.0  # the same for the caption
     c.updates = 2  # gradient steps on the same rollouts; the first has ratio 1
-    c.clip_range = 1e-3
-    c.kl_weight = 0.004
-    c.advantage_clip = 5.0
+    c.clip_range = 1e-3  # ratios beyond 1 +- this push no further
+    c.kl_weight = 0.004  # pull to the policy it started from; 0 = none
+    c.advantage_clip = 5.0  # limit of advantages, in standard deviations
     c.reward_latents = 3  # latents decoded for rewards
-    c.identity_weight = 1.0
-    c.lipsync_weight = 0.2
+    c.identity_weight = 1.0  # of the face reward
+    c.lipsync_weight = 0.2  # of the lip-sync reward
     return c
 
 
 def optimizer() -> ConfigDict:
     """AdamW (ours)."""
     c = ConfigDict()
-    c.learning_rate = 1e-5
-    c.warmup_steps = 500
-    c.weight_decay = 0.01
-    c.b1 = 0.9
-    c.b2 = 0.95
+    c.learning_rate = 1e-5  # after the warm-up; constant
+    c.warmup_steps = 500  # the rate grows linearly over them
+    c.weight_decay = 0.01  # of kernels; nothing else decays
+    c.b1 = 0.9  # decay of the first moment
+    c.b2 = 0.95  # decay of the second moment
     c.clip_norm = 1.0  # of the global gradient
     c.ema_decay = 0.999  # of the weights that sampling uses; 0 = none
     return c
@@ -243,10 +252,10 @@ def optimizer() -> ConfigDict:
 def train() -> ConfigDict:
     """The loop."""
     c = ConfigDict()
-    c.steps = 10000
-    c.log_every = 10
+    c.steps = 10000  # of the whole run
+    c.log_every = 10  # steps between two lines of metrics
     c.sample_every = 1000  # pictures, video and sound to TensorBoard; 0 = never
-    c.checkpoint_every = 500
+    c.checkpoint_every = 500  # steps between two checkpoints; the last is always one
     c.keep = 3  # newest checkpoints kept
     c.max_skipped = 20  # stop after so many updates in a row that were not finite
     return c
@@ -255,10 +264,10 @@ def train() -> ConfigDict:
 def parallel() -> ConfigDict:
     """Devices along each mesh axis; one of them may be -1 = all that remain."""
     c = ConfigDict()
-    c.data = 1
-    c.fsdp = -1
-    c.context = 1
-    c.tensor = 1
+    c.data = 1  # copies of the parameters
+    c.fsdp = -1  # parameters and batch are split over it
+    c.context = 1  # tokens of one sample are split over it
+    c.tensor = 1  # heads of one layer are split over it
     return c
 
 
@@ -266,5 +275,6 @@ def evaluation() -> ConfigDict:
     """Held-out scoring (ours)."""
     c = ConfigDict()
     c.pairs = 158  # cross-scene pairs scored
-    c.frames = 0  # 0 = as many frames as the speech needs
+    c.frames = 0  # longest video made of a pair; 0 = as long as its clip
+    c.face = "mini"  # face network that scores; best another than networks.face
     return c

@@ -58,6 +58,7 @@ def _tiny(c: ConfigDict) -> None:
     m.num_video_latents, m.num_videoref_latents = 5, 2
     c.codec.base_dim = 4
     c.networks.codec = c.networks.face = c.networks.lipsync = "random"
+    c.evaluation.face = "random"
     p = c.prepare
     p.landscape = p.portrait = (32, 32)
     p.clip_frames, p.min_frames, p.identity_faces = 33, 17, 2

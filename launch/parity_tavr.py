@@ -450,9 +450,9 @@ def _solver(oracle: Oracle, steps: str, ending: str) -> np.ndarray:
     sigmas = schedule.unipc(int(steps), SOLVER_SHIFT).sigmas
     state = sampler.unipc_start(jnp.asarray(oracle["solver_x"]))
     states = []
-    rows = sampler.unipc_coefficients(sigmas)
+    rows = jnp.asarray(sampler.unipc_coefficients(sigmas))
     for v, sigma, row in zip(
-        oracle[f"solver_pred_{steps}_{ending}"], sigmas, rows, strict=False
+        oracle[f"solver_pred_{steps}_{ending}"], jnp.asarray(sigmas), rows, strict=False
     ):
         state, x = sampler.unipc_step(
             state, jnp.asarray(v), sigma, row, ending == "cast"
@@ -532,9 +532,9 @@ def _trace(oracle, model, run, settings) -> tuple[np.ndarray, ...]:
     everything = jnp.concatenate([prepared.noise, prepared.extra], axis=1)
     state = sampler.unipc_start(everything[:, : plan.size])
     found: tuple[list, list, list] = ([], [], [])
-    rows = sampler.unipc_coefficients(grid.sigmas)
+    rows = jnp.asarray(sampler.unipc_coefficients(grid.sigmas))
     for i, (t, sigma, row) in enumerate(
-        zip(grid.timesteps, grid.sigmas, rows, strict=False)
+        zip(grid.timesteps, jnp.asarray(grid.sigmas), rows, strict=False)
     ):
         v = velocity(state.x, jnp.asarray([t]), jnp.asarray(i))
         after, _ = sampler.unipc_step(state, v, sigma, row, round_bf16=False)

@@ -1,0 +1,82 @@
+"""Random access to a prepared dataset: the rows a run may use, and their records."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from numpy import ndarray
+
+from data_pipelines import records
+from tavr_jax.errors import InputError
+
+
+class Source:
+    """One split of a dataset, the clips of one frame size.
+
+    `rows[i]`, `clip(i)` and `encoded(i)` speak of the same clip. Files are opened at
+    the first record read, in the process that reads it.
+    InputError: no dataset, another version, no clip of this split and size.
+    """
+
+    def __init__(self, config: ConfigDict, split: str):
+        if not config.data.path:
+            raise InputError(
+                "data.path: empty; set --config.data.path to a dataset of "
+                "launch.prepare_data"
+            )
+        self.root, self.split = Path(config.data.path), split
+        records.read_summary(self.root)
+        size = tuple(config.prepare[config.data.orientation])
+        rows = records.read_index(self.root)
+        in_split = [row for row in rows if row.split == split]
+        if not in_split:
+            raise InputError(
+                f"data.split={split}: no clip of {self.root} is in it; other clips are "
+                f"in {', '.join(sorted({row.split for row in rows}))} (people go to "
+                "test by prepare.held_out)"
+            )
+        self.rows = [row for row in in_split if row.size == size]
+        if not self.rows:
+            sizes = sorted({row.size for row in in_split})
+            raise InputError(
+                f"data.orientation={config.data.orientation}: no clip of {size}, "
+                f"{self.root} has {sizes}; choose the other orientation or the size of "
+                "config it was prepared with"
+            )
+
+    def clip(self, index: int) -> dict[str, Any]:
+        """The record with pictures and sound."""
+        return self._clips[self.rows[index].record]
+
+    def encoded(self, index: int) -> dict[str, Any]:
+        """The record with latents and features."""
+        return self._encoded[self.rows[index].record]
+
+    @cached_property
+    def null_text(self) -> Float[ndarray, "L E"]:
+        """Text rows of the empty caption."""
+        path = self.root / records.NULL_TEXT
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); run launch.prepare_data again"
+            ) from error
+
+    @cached_property
+    def _clips(self):
+        return records.open_records(self.root, "clips", self.split)
+
+    @cached_property
+    def _encoded(self):
+        return records.open_records(self.root, "encoded", self.split)
+
+    def __getstate__(self):
+        # Open files do not travel to worker processes.
+        state = dict(self.__dict__)
+        for name in ("_clips", "_encoded"):
+            state.pop(name, None)
+        return state

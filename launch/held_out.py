@@ -1,0 +1,256 @@
+"""What launch.evaluate compares: held-out samples, and ways to make their videos."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from numpy import ndarray
+
+from data_pipelines import conditions, media, people
+from data_pipelines.prepare.pairs import partners
+from data_pipelines.records import Row
+from data_pipelines.sources import Source
+from launch import build, checkpoints
+from tavr_jax.diffusion import chunks
+from tavr_jax.encoders.text import TextConfig, embed
+from tavr_jax.encoders.vae import Codec
+from tavr_jax.encoders.weights import fingerprint
+from tavr_jax.errors import InputError
+from tavr_jax.evaluation import benchmark, generate
+
+MARKS = {
+    "truth": "Ground truth",
+    "codec": "Codec reconstruction",
+    "still": "Still, repeated",
+}
+
+
+class Pair(NamedTuple):
+    """A target clip and the clip that refers to its person, by index of the source."""
+
+    target: int
+    reference: int
+
+
+class Material(NamedTuple):
+    """One sample, read from the dataset."""
+
+    request: generate.Request
+    plan: chunks.Plan
+    truth: benchmark.Truth
+    latents: ndarray  # of the real video, (T, H, W, C)
+    wave: ndarray  # its speech
+    index: int  # of the sample: each has noise of its own
+
+
+class Way(NamedTuple):
+    """A row: how it makes the video of a sample, and everything that depends on."""
+
+    name: str
+    slug: str
+    make: Callable[[Material], UInt8[ndarray, "F Y X 3"]]
+    made_with: dict[str, Any]
+    tags: dict[str, str]
+
+
+def choose_pairs(rows: Sequence[Row], count: int) -> list[Pair]:
+    """The first `count` targets, one of every person before a second of anybody.
+
+    Targets with a reference in another scene come first; a clip that is its person's
+    only scene refers to itself.
+    """
+    others, turns = partners(rows), defaultdict(int)
+    order = []
+    for index, row in sorted(enumerate(rows), key=lambda item: item[1].clip_id):
+        crosses = bool(others[index])
+        turn = turns[row.person, crosses]
+        turns[row.person, crosses] += 1
+        found = sorted(others[index], key=lambda other: rows[other].clip_id)
+        reference = found[turn % len(found)] if found else index
+        order.append((not crosses, turn, row.clip_id, Pair(index, reference)))
+    return [pair for *_, pair in sorted(order)][:count]
+
+
+def read_sample(
+    source: Source, pair: Pair, index: int, config: ConfigDict, truth: Path | None
+) -> Material:
+    """One sample, at most evaluation.frames long.
+
+    InputError: the reference is shorter than the model needs, `truth` lacks the clip.
+    """
+    row, clip = source.rows[pair.target], source.clip(pair.target)
+    target, reference = source.encoded(pair.target), source.encoded(pair.reference)
+    longest = min(row.frames, config.evaluation.frames or row.frames)
+    plan = chunks.plan(
+        1 + (longest - 1) // 4 * 4,
+        config.model.num_video_latents,
+        config.chunks.motion_latents,
+        config.chunks.canvas_tail,
+    )
+    wanted, have = config.model.num_videoref_latents, len(reference["reference"])
+    if have < wanted:
+        raise InputError(
+            f"--dataset {source.root}: clip {source.rows[pair.reference].clip_id} has "
+            f"{have} reference latents, the model reads {wanted}; prepare with a "
+            "higher prepare.min_frames"
+        )
+    start, end = conditions.reference_window(have, len(plan.spans), wanted)
+    request = generate.Request(
+        still=target["still"],
+        still_tokens=target["still_tokens"],
+        reference=reference["reference"][start:end],
+        reference_tokens=reference["reference_tokens"][start:end],
+        reference_audio=reference["reference_audio"][4 * start : 4 * end],
+        text=target["text"],
+        null_text=source.null_text,
+        negative_text=embed(config.text.negative, TextConfig(**config.text)),
+        audio=target["audio"][: plan.frames],
+    )
+    known = benchmark.Truth(
+        frames=media.decode_mp4(clip["video"])[: plan.frames],
+        boxes=clip["face_boxes"][: plan.frames],
+        reference_faces=reference["faces"],
+        mel=target["mel"][: plan.frames].astype(np.float32),
+        opening=None if truth is None else mouth_opening(truth, row, plan.frames),
+    )
+    rate, fps = config.speech.sample_rate, config.speech.fps
+    wave = clip["wave"][: plan.frames * rate // fps].astype(np.float32) / 32767
+    latents = target["latents"][: plan.latents]
+    return Material(request, plan, known, latents, wave, index)
+
+
+def check_codec(source: Source, codec: Codec) -> None:
+    """InputError where the dataset's latents are not this codec's."""
+    made, have = source.encoded(0)["codec"], fingerprint(codec)
+    made = made.decode() if isinstance(made, bytes) else made
+    if made != have:
+        raise InputError(
+            f"--dataset {source.root}: encoded by codec {made}, the checkpoint's "
+            f"config names codec {have}; run launch.prepare_data again with that codec"
+        )
+
+
+def marks(codec: Codec) -> list[Way]:
+    """The rows that are no checkpoint."""
+    name = fingerprint(codec)
+
+    def reconstruct(sample: Material) -> ndarray:
+        return generate.decode(
+            codec, jnp.asarray(sample.latents)[None], sample.plan.frames
+        )
+
+    def repeat(sample: Material) -> ndarray:
+        return sample.truth.frames[:1].repeat(sample.plan.frames, axis=0)
+
+    makes = {
+        "truth": lambda sample: sample.truth.frames,
+        "codec": reconstruct,
+        "still": repeat,
+    }
+    return [
+        Way(MARKS[slug], slug, make, {"codec": name}, {"role": MARKS[slug]})
+        for slug, make in makes.items()
+    ]
+
+
+def ours(loaded: Sequence[checkpoints.Checkpoint], codec: Codec) -> list[Way]:
+    """A row for every checkpoint; one compiled sampler for all of one size."""
+    samplers: dict[Any, generate.Sampler] = {}
+    ways: list[Way] = []
+    names = [checkpoint.config.name for checkpoint in loaded]
+    for checkpoint in loaded:
+        settings = generate.SamplerConfig(**checkpoint.config.sampler)
+        kind = (checkpoint.graph, settings)
+        if kind not in samplers:
+            samplers[kind] = generate.sampler(*kind, lambda: None)
+
+        def make(sample: Material, checkpoint=checkpoint, sampler=samplers[kind]):
+            key = jax.random.key(checkpoint.config.seed)
+            key = jax.random.fold_in(key, sample.index)
+            weights, plan = checkpoint.weights, sample.plan
+            latents = generate.latents(sampler, weights, sample.request, plan, key)
+            return generate.decode(codec, latents, plan.frames)
+
+        name = checkpoint.config.name
+        if names.count(name) > 1:
+            name = f"{name} ({checkpoint.path})"
+        slug = re.sub(r"\W+", "_", f"{name}_{checkpoint.fingerprint[:6]}")
+        tags = checkpoints.provenance(
+            checkpoint, fingerprint(codec), settings, checkpoint.config.seed
+        )
+        made_with = tags | {"sampler": checkpoint.config.sampler.to_dict()}
+        ways.append(Way(name, slug, make, made_with, tags))
+    return ways
+
+
+def make_judges(config: ConfigDict) -> tuple[benchmark.Judges, dict[str, str]]:
+    """The scoring networks, and what they are."""
+    scoring = config.copy_and_resolve_references()
+    scoring.networks.face = config.evaluation.face
+    face, sync = build.face_net(scoring), build.sync_net(config)
+    face_graph, face_weights = nnx.split(face)
+    sync_graph, sync_weights = nnx.split(sync)
+
+    @jax.jit
+    def embed(weights, faces):
+        return nnx.merge(face_graph, weights)(faces)
+
+    @jax.jit
+    def embed_windows(weights, faces, mel):
+        net = nnx.merge(sync_graph, weights)
+        return net.embed_faces(faces)[0], net.embed_speech(mel)[0]
+
+    def embed_sync(faces: ndarray, mel: ndarray) -> tuple[ndarray, ndarray]:
+        lips, speech = embed_windows(sync_weights, signed(faces)[None], mel[None])
+        return np.asarray(lips), np.asarray(speech)
+
+    def crop(size: int) -> Callable[[ndarray, ndarray], ndarray]:
+        return lambda frames, boxes: people.crop_faces(frames, boxes, size, len(frames))
+
+    judges = benchmark.Judges(
+        crop_face=crop(config.face.size),
+        crop_lips=crop(config.lipsync.size),
+        embed_faces=lambda faces: np.asarray(embed(face_weights, signed(faces))),
+        embed_sync=embed_sync,
+        max_shift=config.lipsync.max_shift,
+    )
+    mark, reward = fingerprint(face), fingerprint(build.face_net(config))
+    same = "the network of stage 3's reward" if mark == reward else "not the reward's"
+    networks = {
+        "face": f"FaceNet {config.evaluation.face} {mark}, {same}",
+        "lipsync": f"SyncNet {config.networks.lipsync} {fingerprint(sync)}",
+    }
+    return judges, networks
+
+
+def mouth_opening(folder: Path, row: Row, frames: int) -> ndarray:
+    """The true opening of the mouth in a clip's frames. InputError: not there."""
+    path = folder / Path(row.video_id).with_suffix(".npz")
+    first = int(row.clip_id.rpartition(":")[2])
+    try:
+        with np.load(path, allow_pickle=False) as truth:
+            opening = truth["opening"][first : first + frames]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"--truth {path}: no mouth opening in it ({type(error).__name__}); give "
+            "the folder truth/ that launch.render_people wrote beside the footage"
+        ) from error
+    if len(opening) < frames:
+        raise InputError(
+            f"--truth {path}: {len(opening)} of {frames} frames from frame {first}; "
+            "it belongs to other footage"
+        )
+    return opening.astype(np.float32)
+
+
+def signed(pixels: ndarray) -> ndarray:
+    """uint8 -> float32 in [-1, 1]."""
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)

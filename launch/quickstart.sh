@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# From a fresh machine to a talking avatar and a report, on a laptop's CPU.
+#   bash launch/quickstart.sh [OUT]
+# Run again, it goes on where it stopped and repeats nothing that is done.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out="${1:-quickstart_out}"
+mkdir -p "$out"
+out="$(cd "$out" && pwd)"
+begun=$SECONDS
+total=9
+at=0
+
+. launch/install.sh
+
+step() { # what it does, about how many seconds it takes
+  at=$((at + 1))
+  printf '\n== [%d/%d] %s (about %s s; %d s so far)\n' \
+    "$at" "$total" "$1" "$2" "$((SECONDS - begun))"
+}
+
+run() { # a command of ours, written down for the report
+  grep -qxF "python -m $*" "$out/commands.txt" 2>/dev/null ||
+    echo "python -m $*" >>"$out/commands.txt"
+  .venv/bin/python -m "$@"
+}
+
+step "install" 120
+install
+
+step "draw procedural talking people, each in two scenes" 60
+run launch.render_people --output "$out/people" --people 20 --scenes 2
+
+step "prepare: footage to records and latents" 120
+run launch.prepare_data --source "$out/people" --output "$out/dataset" \
+  --config configs/same_scene.py:mini --config.prepare.held_out=0.2
+
+step "stage 1, same-scene" 180
+run launch.train --config configs/same_scene.py:mini --workdir "$out/same_scene" \
+  --config.data.path="$out/dataset"
+
+step "stage 2, cross-scene" 90
+run launch.train --config configs/cross_scene.py:mini --workdir "$out/cross_scene" \
+  --config.data.path="$out/dataset" --config.init_from="$out/same_scene"
+
+step "stage 3, policy gradient on identity and lip-sync rewards" 90
+run launch.train --config configs/policy.py:mini --workdir "$out/policy" \
+  --config.data.path="$out/dataset" --config.init_from="$out/cross_scene"
+
+step "draw a person nobody has seen, in two scenes" 5
+run launch.render_people --output "$out/stranger" --people 1 --scenes 2 \
+  --first_person 1000
+
+step "generate: that person, told by one scene, talking in the other" 40
+run launch.generate --reference "$out/stranger/person_1000/scene_0.mp4" \
+  --target "$out/stranger/person_1000/scene_1.mp4" \
+  --audio "$out/stranger/person_1000/scene_1.mp4" \
+  --caption "a person is talking" --checkpoint "$out/policy" \
+  --output "$out/generated.mp4"
+
+step "evaluate the three stages on people held out of training" 100
+run launch.evaluate --dataset "$out/dataset" \
+  --checkpoint "$out/same_scene,$out/cross_scene,$out/policy" \
+  --metrics_from "$out/same_scene,$out/cross_scene,$out/policy" \
+  --truth "$out/people/truth" --commands "$out/commands.txt" \
+  --output "$out/evaluation"
+
+printf '\n== done in %d s\n' "$((SECONDS - begun))"
+echo "report:  $out/evaluation/report.html"
+echo "video:   $out/generated.mp4"
+echo "videos:  $out/evaluation/videos"

