@@ -78,7 +78,7 @@ def chunks() -> ConfigDict:
 def codec() -> ConfigDict:
     """Wan 2.1 video autoencoder: official sizes and statistics."""
     c = ConfigDict()
-    c.base_dim = 96
+    c.base_dim = 96  # channels of the first level
     c.z_dim = 16  # C
     c.dim_mult = (1, 2, 4, 4)
     c.num_res_blocks = 2  # of each encoder level; the decoder has one more
@@ -104,7 +104,7 @@ def codec() -> ConfigDict:
 def speech() -> ConfigDict:
     """Speech features. The mini world reads log-mel rows instead of wav2vec (ours)."""
     c = ConfigDict()
-    c.sample_rate = 16000
+    c.sample_rate = 16000  # Hz, mono, of everything heard
     c.fps = 25  # rows a second, and the frame rate of everything
     c.mel_bins = 32  # bins of one 10 ms mel step (ours)
     c.mel_fmax = 7600  # Hz (ours)
@@ -147,7 +147,7 @@ def lipsync() -> ConfigDict:
 def networks() -> ConfigDict:
     """Where the frozen networks come from. "mini" = the ones in the package."""
     c = ConfigDict()
-    c.codec = "mini"
+    c.codec = "mini"  # video autoencoder
     c.face = "mini"  # reward
     c.lipsync = "mini"
     return c
@@ -205,10 +205,10 @@ def flow() -> ConfigDict:
 def sampler() -> ConfigDict:
     """Official inference settings."""
     c = ConfigDict()
-    c.steps = 24
-    c.shift = 5.0
-    c.text_scale = 5.0
-    c.audio_scale = 1.8
+    c.steps = 24  # network evaluations, times the guidance branches
+    c.shift = 5.0  # of the noise schedule
+    c.text_scale = 5.0  # 1 = no guidance by the caption
+    c.audio_scale = 1.8  # 1 = no guidance by the speech
     c.start_use_videoref_step = 0  # steps before it see no reference; < 0 = all
     c.round_bf16 = True  # round the state to bfloat16 after every step, as released
     return c

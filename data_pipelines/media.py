@@ -408,12 +408,12 @@ def _encode(target, frames, fps, crf, wave, sample_rate, metadata, options) -> N
     if frames.shape[1] % 2 or frames.shape[2] % 2:
         frames = np.pad(frames, odd, mode="edge")
     rate = Fraction(fps).limit_denominator(1001)
+    # One thread and no macroblock tree: the same frames give the same bytes.
+    settings = {"crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
     with av.open(target, "w", format="mp4", options=options) as container:
         container.metadata.update(metadata)
         # One thread: more would make the bytes depend on the machine.
-        video = container.add_stream(
-            "libx264", rate=rate, options={"crf": str(crf), "threads": "1"}
-        )
+        video = container.add_stream("libx264", rate=rate, options=settings)
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
         video.codec_context.colorspace = av.video.reformatter.Colorspace.ITU709

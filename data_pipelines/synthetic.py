@@ -92,10 +92,14 @@ def write_people(
     ]
     missing = [job for job in jobs if not _is_done(job)]
     workers = min(len(missing), len(os.sched_getaffinity(0)))
-    if missing:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            written = pool.map(_write, missing)
-            list(tqdm(written, "render", len(missing), unit="clip", mininterval=2))
+    bar = {"desc": "render", "total": len(missing), "unit": "clip", "mininterval": 2}
+    if workers > 1:
+        with ProcessPoolExecutor(
+            workers, get_context("spawn"), cv2.setNumThreads, (1,)
+        ) as pool:
+            list(tqdm(pool.map(_write, missing), **bar))
+    elif missing:
+        list(tqdm(map(_write, missing), **bar))
     return [job.video for job in jobs]
 
 
@@ -135,7 +139,6 @@ def _is_done(job: _Job) -> bool:
 
 
 def _write(job: _Job) -> None:
-    cv2.setNumThreads(1)  # one process a core already
     made = clip(job.seed, job.index, job.place, job.seconds, job.size)
     _write_truth(job, made)
     job.video.parent.mkdir(parents=True, exist_ok=True)

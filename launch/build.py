@@ -41,8 +41,7 @@ def face_net(config: ConfigDict) -> FaceNet:
 
 def sync_net(config: ConfigDict) -> SyncNet:
     """The lip-sync network named by networks.lipsync."""
-    rows = 4 * config.speech.mel_bins
-    empty = SyncNet(LipsyncConfig(**config.lipsync), rows, rngs=nnx.Rngs(config.seed))
+    empty = SyncNet(LipsyncConfig(**config.lipsync), rngs=nnx.Rngs(config.seed))
     return _filled(empty, config.networks.lipsync, "lipsync")
 
 

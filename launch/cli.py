@@ -18,7 +18,12 @@ _positionals: list[str] = []
 
 def config_flag(default: str | None = None):
     """`--config FILE.py:size`, with any field as `--config.section.field=value`."""
-    return config_flags.DEFINE_config_file("config", default, lock_config=True)
+    try:
+        return config_flags.DEFINE_config_file("config", default, lock_config=True)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # With a default, overrides are read here already, before `run`.
+        print(f"error: {_flag_error(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def positional(name: str, index: int = 0) -> str:
@@ -60,10 +65,15 @@ def _parse(argv: list[str], positional: int) -> None:
     try:
         rest = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise InputError(f"flags: {line} (see --help)") from error
+        raise InputError(_flag_error(error)) from error
     except FileNotFoundError as error:
         raise InputError(f"--config: no such file {error.filename!r}") from error
     if len(rest) > positional:
         raise InputError(f"flags: unexpected argument {rest[positional]!r}; see --help")
     _positionals[:] = rest
+
+
+def _flag_error(error: Exception) -> str:
+    line = " ".join(str(error.args[0] if error.args else error).split())
+    unknown = isinstance(error, (AttributeError, KeyError))
+    return f"flags: {'no such config field: ' * unknown}{line} (see --help)"

@@ -33,7 +33,7 @@ class Target(NamedTuple):
     """The scene, at bucket size."""
 
     still: ndarray  # uint8 (Y, X, 3)
-    person_box: ndarray
+    person: ndarray  # one box or several, (n, 4) in 0..1
 
 
 def check_output(path: Path) -> None:
@@ -95,11 +95,16 @@ def read_target(path: str, box: ndarray | None, prepare: ConfigDict) -> Target:
                 "--person_box left,top,right,bottom in 0..1"
             )
         area = (faces[:, 2:] - faces[:, :2]).prod(axis=1)
-        box = conditions.person_box_from_face(faces[area.argmax()])
+        person = conditions.person_box_from_face(faces[area.argmax()])
+    else:
+        person = box[None]
+    found = conditions.still_mask(person, bucket)
     rows, columns = still.shape[:2]
-    edges = " ".join(f"{edge:.2f}" for edge in box)
-    print(f"target {path}: {columns}x{rows} -> {bucket[1]}x{bucket[0]}, person {edges}")
-    return Target(media.cover_resize(view[None], bucket)[0], box)
+    print(
+        f"target {path}: {columns}x{rows} -> {bucket[1]}x{bucket[0]}, "
+        f"{found.mean():.0%} of it masked as the person"
+    )
+    return Target(media.cover_resize(view[None], bucket)[0], person)
 
 
 def read_reference(
@@ -150,7 +155,7 @@ def make_request(
 ) -> generate.Request:
     """Encode everything: the still, a window of the reference, speech and caption."""
     size, text = target.still.shape[:2], TextConfig(**config.text)
-    person = conditions.still_mask(target.person_box, size)
+    person = conditions.still_mask(target.person, size)
     start, end = conditions.reference_window(
         len(reference.frames) // 4, len(plan.spans), config.model.num_videoref_latents
     )

@@ -21,19 +21,19 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, parity_tavr
-from launch.parity_tavr import Check, Oracle
+from launch import cli, parity_forward, parity_sampling
+from launch.parity_oracle import Check, Oracle
 from tavr_jax.errors import InputError
 
 DUMP = flags.DEFINE_string("dump", None, "Write every computed array to this .npz.")
 ONLY = flags.DEFINE_string("only", None, "Replay only arrays that match this pattern.")
 
 REPLAYS: dict[str, Callable[[Oracle], list[Check]]] = {
-    "forward": parity_tavr.replay_forward,
-    "forward_small": parity_tavr.replay_forward_small,
-    "schedule": parity_tavr.replay_schedule,
-    "sampler": parity_tavr.replay_sampler,
-    "chunking": parity_tavr.replay_chunking,
+    "forward": parity_forward.replay_forward,
+    "forward_small": parity_forward.replay_forward_small,
+    "schedule": parity_sampling.replay_schedule,
+    "sampler": parity_sampling.replay_sampler,
+    "chunking": parity_sampling.replay_chunking,
 }
 
 

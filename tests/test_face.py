@@ -90,7 +90,7 @@ def test_offsets_are_those_of_syncnet(shared):
 def test_shifts_stay_within_half_of_a_short_clip(sync_net):
     def shifts(frames: int) -> int:
         faces, mel = pixels(1, frames, 16, 16, 3), pixels(1, frames, 128)
-        return nnx.eval_shape(sync_net.curve, faces, mel).shape[1]
+        return nnx.eval_shape(SyncNet.curve, sync_net, faces, mel).shape[1]
 
     assert shifts(9) == 5  # 5 windows: 2 shifts either way
     assert shifts(20) == 2 * sync_net.config.max_shift + 1

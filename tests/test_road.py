@@ -21,13 +21,13 @@ def run(*arguments: object, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory) -> Path:
-    """Three people in two scenes, prepared; every later step builds on the last."""
+    """People in two scenes, prepared; every later step builds on the last."""
     out = tmp_path_factory.mktemp("road")
-    run("launch.render_people", "--output", out / "people", "--people", 3,
-        "--seconds", 1.5, "--size", 160)  # fmt: skip
+    run("launch.render_people", "--output", out / "people", "--people", 5,
+        "--seconds", 1.5, "--size", 128)  # fmt: skip
     run("launch.prepare_data", "--source", out / "people", "--output", out / "dataset",
         "--config", "configs/same_scene.py:tiny",
-        "--config.prepare.held_out=0.34")  # fmt: skip
+        "--config.prepare.held_out=0.2")  # fmt: skip
     return out
 
 

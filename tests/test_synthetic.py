@@ -14,13 +14,16 @@ from tavr_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SIZE = 96
-CAST = 8
+SECONDS = 2.0
+CAST = 6
 
 
 @pytest.fixture(scope="module")
 def cast():
     """Two scenes of each of a few people, small."""
-    return [[synthetic.clip(7, i, k, 2.4, SIZE) for k in range(2)] for i in range(CAST)]
+    return [
+        [synthetic.clip(7, i, k, SECONDS, SIZE) for k in range(2)] for i in range(CAST)
+    ]
 
 
 def loudness(wave) -> np.ndarray:
@@ -54,12 +57,10 @@ def test_a_seed_is_a_clip_and_another_seed_another():
 def test_sound_pictures_and_truth_are_equally_long(cast):
     for person in cast:
         for clip in person:
-            assert clip.frames.shape == (60, SIZE, SIZE, 3)
+            assert clip.frames.shape == (50, SIZE, SIZE, 3)
             assert clip.frames.dtype == np.uint8
-            assert clip.wave.shape == (60 * 640,) and np.abs(clip.wave).max() < 1
-            assert (
-                all(len(v) == 60 for v in clip.track[2:]) and len(clip.face_boxes) == 60
-            )
+            assert clip.wave.shape == (50 * 640,) and np.abs(clip.wave).max() < 1
+            assert {len(v) for v in (*clip.track[2:], clip.face_boxes)} == {50}
 
 
 def test_the_mouth_opens_with_the_sound_and_at_the_same_time(cast):
@@ -78,47 +79,46 @@ def test_silence_closes_the_mouth(cast):
     for person in cast:
         for clip in person:
             track = clip.track
-            ends = np.append(track.starts[1:], 2.4)
-            middle = (np.arange(60) + 0.5) / 25
-            silent = np.zeros(60, bool)
+            middle = (np.arange(50) + 0.5) / 25
+            ends = np.append(track.starts[1:], SECONDS)
+            silent = np.zeros(50, bool)
             for name, start, end in zip(
                 track.phonemes, track.starts, ends, strict=True
             ):
-                # A tenth of a second for the lips to come to rest.
+                # A tenth of a second for the lips to come to rest and to set off.
+                rest, leave = 0.1 * (start > 0), 0.1 * (end < SECONDS)
                 if name == "sil":
-                    silent |= (middle > start + 0.1) & (middle < end - 0.1)
+                    silent |= (middle > start + rest) & (middle < end - leave)
             assert silent.any()
             assert track.opening[silent].max() < 0.05 < 0.5 < track.opening.max()
             assert loudness(clip.wave)[silent].max() < 0.01
 
 
-def test_the_opening_is_seen_in_the_pixels(cast):
-    """The part of the face under the nose changes with the opening of the truth."""
-    for person in cast:
-        for clip in person:
-            seen = []
-            for picture, box in zip(clip.frames, clip.face_boxes, strict=True):
-                left, top, right, bottom = box * SIZE
-                rows = slice(int(top + 0.7 * (bottom - top)), int(bottom))
-                middle, half = 0.5 * (left + right), 0.2 * (right - left)
-                mouth = picture[rows, int(middle - half) : int(middle + half)]
-                seen.append(mouth.astype(float).std(axis=(0, 1)).mean())
-            assert np.corrcoef(seen, clip.track.opening)[0, 1] > 0.5
-            closed = clip.frames[clip.track.opening.argmin()].astype(float)
-            opened = clip.frames[clip.track.opening.argmax()].astype(float)
-            assert np.abs(closed - opened).max() > 40
+def test_the_opening_moves_the_mouth_and_nothing_else():
+    """Against the same clip with the mouth held shut."""
+    for i in range(6):
+        who, where = synthetic.person((7, i)), synthetic.scene((7, i))
+        _, track = synthetic.speech(who, (7, i), 1.6)
+        speaking, boxes = synthetic.render(who, where, track, SIZE)
+        shut = track._replace(opening=0 * track.opening)
+        shut, _ = synthetic.render(who, where, shut, SIZE)
+        change = np.abs(speaking.astype(float) - shut).mean(axis=-1)
+        top, bottom = boxes[:, 1].min(), boxes[:, 3].max()
+        eyes = round(SIZE * (top + 0.55 * (bottom - top)))
+        assert change[:, :eyes].max() == 0
+        assert np.corrcoef(change.mean(axis=(1, 2)), track.opening)[0, 1] > 0.9
+        assert change[track.opening.argmax()].max() > 60
 
 
 def test_people_are_told_apart_across_scenes(cast):
-    """One scene's mean face finds its person among all in the other scene."""
+    """A mean face is nearer to its own in another scene than to anybody else's."""
     first, second = (
         np.stack([crops(person[k]).mean(axis=0).ravel() for person in cast])
         for k in range(2)
     )
     distance = np.linalg.norm(first[:, None] - second[None], axis=-1)
-    assert np.mean(distance.argmin(axis=1) == np.arange(CAST)) >= 0.75
     same, other = np.diag(distance), distance[~np.eye(CAST, dtype=bool)]
-    assert same.mean() < 0.7 * other.mean()
+    assert np.mean(same[:, None] < other) > 0.8
 
 
 def test_the_detector_finds_every_face_where_the_truth_says():
@@ -154,7 +154,8 @@ def test_files_are_whole_and_the_same_whoever_else_is_drawn(tmp_path):
     assert both[1].read_bytes() == second[0].read_bytes() != both[0].read_bytes()
     clip = synthetic.clip(5, 1, 0, 0.8, 64)
     frames = media.read_frames(both[1], 25)
-    assert np.abs(frames.astype(float) - clip.frames).mean() < 4
+    error = np.mean((frames - clip.frames.astype(float)) ** 2)
+    assert 20 * np.log10(255) - 10 * np.log10(error) > 28  # dB
     wave = media.read_audio(both[1], 16000)
     assert np.corrcoef(wave, clip.wave)[0, 1] > 0.95
     assert media.read_metadata(both[1])["synthetic"] == "true"
@@ -176,10 +177,10 @@ def test_what_is_there_is_kept_and_another_recipe_is_refused(tmp_path):
         synthetic.write_people(path, 1, 1, 0.6, 64, 0, 0)
 
 
-@pytest.mark.parametrize("flag", ["--size=97", "--people=0", "--seconds=nan"])
-def test_a_bad_flag_is_one_line(tmp_path, flag):
+def test_a_bad_flag_is_one_line(tmp_path):
     command = [sys.executable, "-m", "launch.render_people", f"--output={tmp_path}"]
-    done = subprocess.run([*command, flag], cwd=ROOT, capture_output=True, text=True)
+    command.append("--seconds=nan")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -201,10 +201,10 @@ def test_ours_to_published_names_and_back_is_the_identity(model, tmp_path):
 
 def test_published_to_ours_and_back_is_the_identity(shared, tmp_path):
     source = shared / "oracles/tavr_seed0/transformer.safetensors"
-    from launch.parity_tavr import Oracle, _model
+    from launch.parity_oracle import Oracle, load_model
 
     folder = source.parent
-    model = _model(Oracle.open(folder, folder / "chunking.npz"), source.name)
+    model = load_model(Oracle.open(folder, folder / "chunking.npz"), source.name)
     save_transformer(tmp_path / "x", model, model.config.patch_size, {})
     before, after = read_tensors(source), read_tensors(tmp_path / "x")
     assert before.keys() == after.keys()

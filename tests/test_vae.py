@@ -24,8 +24,17 @@ def build(base_dim: int) -> Codec:
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
+def fresh() -> Codec:
     return Codec(CodecConfig(**apply(get_config(), "tiny").codec), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def codec(fresh) -> Codec:
+    """No weight of it is zero, as after training."""
+    draw = np.random.default_rng(1).standard_normal
+    graphdef, params = nnx.split(fresh)
+    moved = jax.tree.map(lambda w: w + 0.2 * draw(w.shape).astype(w.dtype), params)
+    return nnx.merge(graphdef, moved)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +132,16 @@ def test_a_reference_latent_covers_its_own_four_frames(codec, frames):
         moved = np.abs(encode_clip(codec, changed) - before).max(axis=(0, 2, 3, 4))
         assert moved.shape == (2,)
         assert (moved[latent:] > 1e-4).all() and (moved[:latent] == 0).all()
+
+
+def test_a_fresh_codec_is_one_of_stills(fresh, frames):
+    clip = frames[:, :5]
+    latents = encode(fresh, clip)
+    np.testing.assert_allclose(latents[:, 1:], encode(fresh, clip[:, 4:]), atol=1e-5)
+    still = decode(fresh, latents[:, 1:])
+    np.testing.assert_allclose(
+        decode(fresh, latents)[:, 1:], np.repeat(still, 4, axis=1), atol=1e-5
+    )
 
 
 def test_the_gradient_at_a_greyed_pixel_is_finite():

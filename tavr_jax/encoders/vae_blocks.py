@@ -7,6 +7,10 @@
                          channels of (1) on x_1.. with zero history
 (5) residual block       x + conv(silu(norm(conv(silu(norm(x))))))
 
+A fresh network is a codec of stills (ours): taps on past frames and the ends of
+residual branches are 0, (3) keeps the newest frame, (4) repeats it. So what is learned
+from stills, at a fraction of the cost, is where learning from clips can start.
+
 Source: TAVR_SPEC 6. A causal convolution runs as one 2-D convolution with its time taps
 joined on the input channels and time folded into the batch: on CPUs this is five to
 twelve times faster than XLA's 3-D convolution, forward and backward.
@@ -83,8 +87,14 @@ class CausalConv(nnx.Module):
         size: tuple[int, int, int],
         *,
         rngs: nnx.Rngs,
+        newest: Array | None = None,
     ):
-        self.kernel = nnx.Param(lecun_uniform(rngs.params(), (*size, in_dim, out_dim)))
+        """`newest`: initial tap on the newest frame, (rows, columns, in, out)."""
+        shape = (*size[1:], in_dim, out_dim)
+        if newest is None:
+            newest = lecun_uniform(rngs.params(), shape)
+        past = jnp.zeros((size[0] - 1, *shape))
+        self.kernel = nnx.Param(jnp.concatenate([past, newest[None]]))
         self.bias = nnx.Param(jnp.zeros(out_dim))
 
     def __call__(self, x: Float[Array, "B T Y X C"]) -> Float[Array, "B T Y X D"]:
@@ -127,7 +137,8 @@ class ResidualBlock(nnx.Module):
         self.norm1 = ChannelNorm(in_dim)
         self.conv1 = CausalConv(in_dim, out_dim, (3, 3, 3), rngs=rngs)
         self.norm2 = ChannelNorm(out_dim)
-        self.conv2 = CausalConv(out_dim, out_dim, (3, 3, 3), rngs=rngs)
+        nothing = jnp.zeros((3, 3, out_dim, out_dim))
+        self.conv2 = CausalConv(out_dim, out_dim, (3, 3, 3), rngs=rngs, newest=nothing)
         self.shortcut = (
             CausalConv(in_dim, out_dim, (1, 1, 1), rngs=rngs)
             if in_dim != out_dim
@@ -174,14 +185,16 @@ class Middle(nnx.Module):
         return self.second(self.attention(self.first(x)))
 
 
+def _time_conv(newest: Array, rngs: nnx.Rngs) -> CausalConv:
+    return CausalConv(*newest.shape, (3, 1, 1), rngs=rngs, newest=newest[None, None])
+
+
 class Downsample(nnx.Module):
     """Halve rows and columns; with `temporal`, also time by equation (3)."""
 
     def __init__(self, dim: int, temporal: bool, *, rngs: nnx.Rngs):
         self.conv = Conv2d(dim, dim, 3, rngs=rngs)
-        self.time_conv = (
-            CausalConv(dim, dim, (3, 1, 1), rngs=rngs) if temporal else None
-        )
+        self.time_conv = _time_conv(jnp.eye(dim), rngs) if temporal else None
 
     def __call__(self, x: Float[Array, "B T Y X C"]) -> Float[Array, "B t y x C"]:
         """1 + 2k frames become 1 + k."""
@@ -197,7 +210,7 @@ class Upsample(nnx.Module):
 
     def __init__(self, dim: int, temporal: bool, *, rngs: nnx.Rngs):
         self.time_conv = (
-            CausalConv(dim, 2 * dim, (3, 1, 1), rngs=rngs) if temporal else None
+            _time_conv(jnp.tile(jnp.eye(dim), 2), rngs) if temporal else None
         )
         self.conv = Conv2d(dim, dim // 2, 3, rngs=rngs)
 

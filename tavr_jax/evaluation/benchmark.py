@@ -126,7 +126,8 @@ def methods(networks: dict[str, str]) -> dict[str, dict[str, str]]:
     mouth = {
         **none,
         "preprocessing": "luma of the lower face, projected on the first principal "
-        "direction of the real video; Pearson correlation",
+        "direction of the real video; Pearson correlation with the real video's curve, "
+        "or with the true mouth opening where it is known",
     }
     kinds = {"identity": face, "identity_best": face, "mouth": mouth}
     kinds |= dict.fromkeys(("sync_c", "sync_d", "offset"), sync)
