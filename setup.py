@@ -22,6 +22,8 @@ setup(
         "ml-collections",
         "clu",
         "librosa",
+        "soxr",  # the resampler librosa calls, named because we call it too
+        "scipy",
         # OpenCV without its windows: opencv-python needs the system's libGL and
         # libxcb, which a fresh machine does not have. Same cv2, same release.
         "opencv-python-headless",
@@ -40,6 +42,7 @@ setup(
             "ruff",
             "import-linter",
             "tensorboard",
+            "soundfile",
         ],
     },
 )

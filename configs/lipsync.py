@@ -1,6 +1,7 @@
 """The mini lip-sync network: which speech goes with these lips (ours).
 
-python -m launch.train --config configs/lipsync.py:mini --workdir W/lipsync
+python -m launch.train --config configs/lipsync.py:mini --workdir W/lipsync \\
+        --config.data.path=DATASET
 """
 
 from ml_collections import ConfigDict
@@ -12,4 +13,6 @@ def get_config(size: str = "mini") -> ConfigDict:
     """Lip-sync training at one of the sizes of configs/models.py."""
     c = base.get_config()
     c.stage = "lipsync"
-    return models.apply(c, size)
+    c = models.apply(c, size)
+    c.data.batch_size = 8
+    return c

@@ -25,7 +25,7 @@ def _tavr_1p3b(c: ConfigDict) -> None:
 def _mini(c: ConfigDict) -> None:
     """96 x 96 pixels, 33-frame chunks: trains on a laptop's CPU."""
     m = c.model
-    m.dim, m.ffn_dim, m.num_heads, m.num_layers = 128, 512, 4, 4
+    m.dim, m.ffn_dim, m.num_heads, m.num_layers = 128, 512, 2, 4
     m.freq_dim, m.adapter_dim = 128, 32
     m.text_dim = c.text.dim = 32
     m.text_len = c.text.length = 16
@@ -37,7 +37,7 @@ def _mini(c: ConfigDict) -> None:
     p = c.prepare
     p.landscape = p.portrait = (96, 96)
     p.clip_frames, p.min_frames = 81, 33
-    c.data.batch_size = 8
+    c.data.batch_size = 4
     c.sampler.steps, c.sampler.text_scale, c.sampler.audio_scale = 8, 1.0, 1.5
     c.policy.group_size, c.policy.steps = 4, 6
     c.optimizer.warmup_steps, c.optimizer.learning_rate = 20, 1e-3

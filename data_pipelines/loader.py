@@ -155,8 +155,8 @@ def _people(source: Source, config: ConfigDict) -> Examples:
 
 
 def _lips(source: Source, config: ConfigDict) -> Examples:
-    count, size = config.lipsync.frames, config.lipsync.size
-    _check_frames(source, count, "lipsync.frames")
+    count, size = config.lipsync.span, config.lipsync.size
+    _check_frames(source, count, "lipsync.span")
 
     def example(generator: np.random.Generator, index: int):
         mel = source.encoded(index)["mel"]

@@ -66,14 +66,28 @@ def _parse(argv: list[str], positional: int) -> None:
         rest = flags.FLAGS(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(_flag_error(error)) from error
-    except FileNotFoundError as error:
-        raise InputError(f"--config: no such file {error.filename!r}") from error
+    _check_config(argv)
     if len(rest) > positional:
         raise InputError(f"flags: unexpected argument {rest[positional]!r}; see --help")
     _positionals[:] = rest
 
 
+def _check_config(argv: list[str]) -> None:
+    """A config file that cannot be loaded is reported at its first use only."""
+    if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
+        return
+    try:
+        _ = flags.FLAGS["config"].value.stage
+    except OSError as error:
+        given = [a for a in argv if ".py" in a and not a.startswith("--config.")]
+        name = given[-1].removeprefix("--config=") if given else "--config"
+        raise InputError(f"{name}: no such config file; see configs/") from error
+
+
 def _flag_error(error: Exception) -> str:
-    line = " ".join(str(error.args[0] if error.args else error).split())
+    text = str(error.args[0] if error.args else error).strip()
+    if "Traceback" in text:  # of a config file: its last line says what is wrong
+        text = text.splitlines()[-1]
+    line = " ".join(text.split())
     unknown = isinstance(error, (AttributeError, KeyError))
     return f"flags: {'no such config field: ' * unknown}{line} (see --help)"

@@ -16,6 +16,9 @@ from tavr_jax.training import networks
 from tavr_jax.types import Faces, Frames, Sync
 
 TINY = apply(get_config(), "tiny")
+contrast = jax.jit(networks.supervised_contrast, static_argnums=2)
+augment = jax.jit(networks.augment)
+random_crops = jax.jit(networks.random_crops, static_argnums=1)
 GRID = np.mgrid[-1:1:16j, -1:1:16j]
 
 
@@ -63,7 +66,7 @@ def test_the_codec_learns_pictures_and_latents_of_unit_scale():
     )
     net = Codec(config, rngs=nnx.Rngs(0))
     batches = [Frames(jnp.asarray(discs(rng, 4, 5))) for _ in range(16)]
-    first, after = learn(net, networks.codec_loss, net.config, batches, 60, 5e-3)
+    first, after = learn(net, networks.codec_loss, net.config, batches, 40, 5e-3)
     assert after["psnr"] > first["psnr"] + 2.0
     assert abs(first["latent_std"] - 1) > 0.3 and abs(after["latent_std"] - 1) < 0.25
 
@@ -89,7 +92,7 @@ def test_the_face_network_learns_who_it_is():
 
     net = FaceNet(FaceConfig(**TINY.face), rngs=nnx.Rngs(0))
     batches = [batch() for _ in range(12)]
-    first, after = learn(net, networks.face_loss, net.config, batches, 100, 1e-2)
+    first, after = learn(net, networks.face_loss, net.config, batches, 70, 1e-2)
     assert after["accuracy"] > 0.9 > first["accuracy"] + 0.2
 
 
@@ -111,7 +114,7 @@ def test_the_lipsync_network_learns_when_it_was_said():
     net = SyncNet(LipsyncConfig(**TINY.lipsync), rngs=nnx.Rngs(0))
     span = net.config.span
     batches = [mouths(rng, 4, span) for _ in range(12)]
-    first, after = learn(net, networks.lipsync_loss, net.config, batches, 150, 1e-2)
+    first, after = learn(net, networks.lipsync_loss, net.config, batches, 110, 1e-2)
     # four clips of nine windows: guessing is right once in 36
     assert after["accuracy"] > 0.4 > first["accuracy"] + 0.2
 
@@ -119,12 +122,12 @@ def test_the_lipsync_network_learns_when_it_was_said():
 def test_contrast_is_lowest_where_people_are_points_apart():
     person = jnp.array([0, 0, 1, 1, 2])
     apart = jnp.eye(3)[person]
-    value, metrics = networks.supervised_contrast(apart, person, 0.1)
-    mixed, _ = networks.supervised_contrast(apart[::-1], person, 0.1)
+    value, metrics = contrast(apart, person, 0.1)
+    mixed, _ = contrast(apart[::-1], person, 0.1)
     assert value < 1e-3 < mixed
     assert metrics["accuracy"] == 1.0
     # one person alone has no pair: no loss, no NaN
-    alone, _ = networks.supervised_contrast(apart[:3], jnp.arange(3), 0.1)
+    alone, _ = contrast(apart[:3], jnp.arange(3), 0.1)
     assert alone == 0.0
 
 
@@ -142,20 +145,21 @@ def test_crops_are_cut_from_the_clip_alike_in_all_frames(rows, columns):
     clip = np.stack([y, x, 0 * x], axis=-1)[None, None]
     frames = jnp.asarray(clip + np.array([0, 100])[None, :, None, None, None])
     key = jax.random.key(3)
-    crops = networks.random_crops(jnp.repeat(frames, 32, axis=0), 24, key)
+    crops = np.array(random_crops(jnp.repeat(frames, 32, axis=0), 24, key))
     height = min(24, rows)
     assert crops.shape == (32, 2, height, 24, 3)
     np.testing.assert_array_equal(crops[:, 1] - crops[:, 0], 100)
     corners = {tuple(map(int, c)) for c in crops[:, 0, 0, 0, :2]}
     assert len(corners) > 20 or rows == 16
     for crop, (top, left) in zip(crops, crops[:, 0, 0, 0, :2], strict=True):
-        np.testing.assert_array_equal(crop[0, :, 0, 0], top + jnp.arange(height))
-        np.testing.assert_array_equal(crop[0, 0, :, 1], left + jnp.arange(24))
+        np.testing.assert_array_equal(crop[0, :, 0, 0], top + np.arange(height))
+        np.testing.assert_array_equal(crop[0, 0, :, 1], left + np.arange(24))
 
 
 def test_jitter_is_shared_by_the_frames_of_a_clip():
     still = np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16, 3), np.uint8)
-    faces = networks.augment(jnp.asarray(still.repeat(2, axis=1)), jax.random.key(0))
+    faces = augment(jnp.asarray(still.repeat(2, axis=1)), jax.random.key(0))
     np.testing.assert_array_equal(faces[:, 0], faces[:, 1])
     plain = still.astype(np.float32) / 127.5 - 1
-    assert (jnp.abs(faces[:, 0] - plain[:, 0]).max(axis=(1, 2, 3)) > 0.05).all()
+    moved = np.abs(np.asarray(faces[:, 0]) - plain[:, 0])
+    assert (moved.max(axis=(1, 2, 3)) > 0.05).all()

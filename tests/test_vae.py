@@ -25,16 +25,22 @@ def build(base_dim: int) -> Codec:
 
 @pytest.fixture(scope="module")
 def fresh() -> Codec:
-    return Codec(CodecConfig(**apply(get_config(), "tiny").codec), rngs=nnx.Rngs(0))
+    config = apply(get_config(), "tiny").codec
+    config.num_res_blocks = 1
+    return Codec(CodecConfig(**config), rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
 def codec(fresh) -> Codec:
     """No weight of it is zero, as after training."""
-    draw = np.random.default_rng(1).standard_normal
+    rng = np.random.default_rng(1)
+
+    def moved(w: jax.Array) -> jax.Array:
+        noise = 0.2 * rng.standard_normal(w.shape, np.float32)
+        return jnp.asarray(np.asarray(w) + noise)
+
     graphdef, params = nnx.split(fresh)
-    moved = jax.tree.map(lambda w: w + 0.2 * draw(w.shape).astype(w.dtype), params)
-    return nnx.merge(graphdef, moved)
+    return nnx.merge(graphdef, jax.tree.map(moved, params))
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +144,8 @@ def test_a_fresh_codec_is_one_of_stills(fresh, frames):
     clip = frames[:, :5]
     latents = encode(fresh, clip)
     np.testing.assert_allclose(latents[:, 1:], encode(fresh, clip[:, 4:]), atol=1e-5)
-    still = decode(fresh, latents[:, 1:])
-    np.testing.assert_allclose(
-        decode(fresh, latents)[:, 1:], np.repeat(still, 4, axis=1), atol=1e-5
-    )
+    pixels = np.asarray(decode(fresh, latents))
+    np.testing.assert_allclose(pixels[:, 1:4], pixels[:, 2:5], atol=1e-5)
 
 
 def test_the_gradient_at_a_greyed_pixel_is_finite():

@@ -8,10 +8,13 @@ all masked gets a finite number that nobody reads.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 # Scores of one tile: small enough to stay in cache, large enough for the matrix unit.
 QUERY_TILE = 512
+# Far below any score, and finite: a row of nothing else is a mean, not a NaN.
+MASKED = -1e30
 
 
 def attend(
@@ -46,4 +49,9 @@ def _tiled(q, k, v, mask, tiles: int) -> Array:
 
 
 def _tile(q, k, v, mask) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    scores = jnp.einsum("bnkd,bmkd->bknm", q, k, preferred_element_type=jnp.float32)
+    scores = scores / np.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bknm,bmkd->bnkd", weights, v)

@@ -8,7 +8,9 @@ Codec, of random crops x, latents z and decoded crops y:
 
 (3) pulls the mean m and the deviation s of each latent channel to 0 and 1, the scale
 that the diffusion model works at; it costs no quality, since only the scale is moved.
-(1) makes the decoder forgive the small errors that a diffusion model leaves.
+(1) makes the decoder forgive the small errors that a diffusion model leaves. Learn from
+stills first (data.frames = 1), then from clips with init_from: a fresh codec treats
+a clip as stills, so nothing is lost, and stills teach faster (encoders/vae_blocks.py).
 
 Face and lip-sync network, of unit embeddings u, v and p(u -> v) the softmax of u . v /
 temperature over all v:
