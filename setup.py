@@ -38,6 +38,7 @@ setup(
     extras_require={
         "test": [
             "pytest",
+            "pytest-xdist",  # one worker a core: half the wall time
             "beartype",
             "ruff",
             "import-linter",

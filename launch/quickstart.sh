@@ -29,7 +29,7 @@ step "install" 120
 install
 
 step "draw procedural talking people, each in two scenes" 60
-run launch.render_people --output "$out/people" --people 20 --scenes 2
+run launch.render_people --output "$out/people" --people 18 --scenes 2
 
 step "prepare: footage to records and latents" 120
 run launch.prepare_data --source "$out/people" --output "$out/dataset" \
@@ -41,11 +41,13 @@ run launch.train --config configs/same_scene.py:mini --workdir "$out/same_scene"
 
 step "stage 2, cross-scene" 90
 run launch.train --config configs/cross_scene.py:mini --workdir "$out/cross_scene" \
-  --config.data.path="$out/dataset" --config.init_from="$out/same_scene"
+  --config.data.path="$out/dataset" --config.init_from="$out/same_scene" \
+  --config.train.steps=120
 
 step "stage 3, policy gradient on identity and lip-sync rewards" 90
 run launch.train --config configs/policy.py:mini --workdir "$out/policy" \
-  --config.data.path="$out/dataset" --config.init_from="$out/cross_scene"
+  --config.data.path="$out/dataset" --config.init_from="$out/cross_scene" \
+  --config.train.steps=16 --config.train.log_every=1
 
 step "draw a person nobody has seen, in two scenes" 5
 run launch.render_people --output "$out/stranger" --people 1 --scenes 2 \

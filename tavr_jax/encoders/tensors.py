@@ -35,6 +35,7 @@ def write_tensors(
     partial = path.with_name(f".{path.name}.partial")
     solid = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     save_file(solid, str(partial), metadata)
+    partial.chmod(0o644)  # the library makes it private
     os.replace(partial, path)
 
 
