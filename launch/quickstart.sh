@@ -28,23 +28,23 @@ run() { # a command of ours, written down for the report
 step "install" 120
 install
 
-step "draw procedural talking people, each in two scenes" 60
+step "draw procedural talking people, each in two scenes" 35
 run launch.render_people --output "$out/people" --people 18 --scenes 2
 
-step "prepare: footage to records and latents" 120
+step "prepare: footage to records and latents" 90
 run launch.prepare_data --source "$out/people" --output "$out/dataset" \
   --config configs/same_scene.py:mini --config.prepare.held_out=0.2
 
-step "stage 1, same-scene" 180
+step "stage 1, same-scene" 160
 run launch.train --config configs/same_scene.py:mini --workdir "$out/same_scene" \
   --config.data.path="$out/dataset"
 
-step "stage 2, cross-scene" 90
+step "stage 2, cross-scene" 140
 run launch.train --config configs/cross_scene.py:mini --workdir "$out/cross_scene" \
   --config.data.path="$out/dataset" --config.init_from="$out/same_scene" \
-  --config.train.steps=120
+  --config.train.steps=300
 
-step "stage 3, policy gradient on identity and lip-sync rewards" 90
+step "stage 3, policy gradient on identity and lip-sync rewards" 65
 run launch.train --config configs/policy.py:mini --workdir "$out/policy" \
   --config.data.path="$out/dataset" --config.init_from="$out/cross_scene" \
   --config.train.steps=16 --config.train.log_every=1
@@ -53,14 +53,14 @@ step "draw a person nobody has seen, in two scenes" 5
 run launch.render_people --output "$out/stranger" --people 1 --scenes 2 \
   --first_person 1000
 
-step "generate: that person, told by one scene, talking in the other" 40
+step "generate: that person, told by one scene, talking in the other" 25
 run launch.generate --reference "$out/stranger/person_1000/scene_0.mp4" \
   --target "$out/stranger/person_1000/scene_1.mp4" \
   --audio "$out/stranger/person_1000/scene_1.mp4" \
   --caption "a person is talking" --checkpoint "$out/policy" \
   --output "$out/generated.mp4"
 
-step "evaluate the three stages on people held out of training" 100
+step "evaluate the three stages on people held out of training" 60
 run launch.evaluate --dataset "$out/dataset" \
   --checkpoint "$out/same_scene,$out/cross_scene,$out/policy" \
   --metrics_from "$out/same_scene,$out/cross_scene,$out/policy" \
