@@ -143,8 +143,11 @@ def start_params(config: ConfigDict, abstract: PyTree) -> PyTree:
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     path = config.init_from
     if not path:
-        make = lambda: nnx.state(seeded(config), nnx.Param)  # noqa: E731
-        return jax.jit(make, out_shardings=shardings)()
+
+        def made() -> PyTree:
+            return nnx.state(seeded(config), nnx.Param)
+
+        return jax.jit(made, out_shardings=shardings)()
     if not Path(path).exists():
         raise InputError(f"init_from: {path}: no such file or folder")
     if Path(path).is_dir():
