@@ -54,7 +54,7 @@ run launch.render_people --output "$out/stranger" --people 1 --scenes 2 \
   --first_person 1000
 
 step "generate: that person, told by one scene, talking in the other" 25
-if [ "$out/generated.mp4" -nt "$out/policy/metrics.jsonl" ]; then
+if [ "$out/generated.mp4" -nt "$out/policy/checkpoints" ]; then
   echo "$out/generated.mp4 is there already"
 else
   run launch.generate --reference "$out/stranger/person_1000/scene_0.mp4" \
