@@ -1,16 +1,18 @@
 """Does this machine reproduce the reference activations?
 
     python -m launch.parity ORACLE_DIR [--dump OUT.npz] [--only PATTERN]
+    python -m launch.parity ORACLE_DIR --dtype bfloat16
 
 Replays every case of a folder of reference inputs and outputs (its README explains each
-array, its config.json gives the sizes), prints one line an array and exits 1 if any
+array, each config.json gives the sizes), prints one line an array and exits 1 if any
 fails. `--dump` writes what was computed under `<npz path without ending>/<array name>`.
 `--only` keeps the arrays whose key (for example forward/a_out) contains PATTERN or
-matches it as a shell pattern.
+matches it as a shell pattern. `--dtype bfloat16` replays the transformer's velocities
+with bfloat16 products and prints their error against the float32 records and, where the
+folder has them, against the recorded bfloat16 run.
 """
 
 import fnmatch
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -21,20 +23,33 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli, parity_forward, parity_sampling
+from launch import (
+    cli,
+    parity_forward,
+    parity_sampling,
+)
 from launch.parity_oracle import Check, Oracle
 from tavr_jax.errors import InputError
 
 DUMP = flags.DEFINE_string("dump", None, "Write every computed array to this .npz.")
 ONLY = flags.DEFINE_string("only", None, "Replay only arrays that match this pattern.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of the transformer's products."
+)
 
-REPLAYS: dict[str, Callable[[Oracle], list[Check]]] = {
-    "forward": parity_forward.replay_forward,
-    "forward_small": parity_forward.replay_forward_small,
-    "schedule": parity_sampling.replay_schedule,
-    "sampler": parity_sampling.replay_sampler,
-    "chunking": parity_sampling.replay_chunking,
-}
+Replay = Callable[[Oracle], list[Check]]
+# the file's path in the folder, without its ending -> who replays it; first match
+REPLAYS: tuple[tuple[str, Replay], ...] = (
+    ("forward", parity_forward.replay_forward),
+    ("forward_small", parity_forward.replay_forward_small),
+    ("schedule", parity_sampling.replay_schedule),
+    ("sampler", parity_sampling.replay_sampler),
+    ("chunking", parity_sampling.replay_chunking),
+)
+BFLOAT16: tuple[tuple[str, Replay], ...] = (
+    ("forward", parity_forward.replay_bfloat16),
+    ("sampler", parity_sampling.replay_bfloat16),
+)
 
 
 class Result(NamedTuple):
@@ -52,17 +67,17 @@ class Result(NamedTuple):
 
 def main() -> None:
     """Replay a folder."""
-    folder = Path(_folder())
+    folder = Path(cli.positional("ORACLE_DIR"))
     jax.config.update("jax_default_matmul_precision", "highest")
     computed: dict[str, np.ndarray] = {}
     results: list[Result] = []
-    for path in sorted(folder.rglob("*.npz")):
+    for path in _files(folder):
         key = path.relative_to(folder).with_suffix("").as_posix()
-        results += _replay(folder, path, key, computed)
-    if DUMP.value:
-        _dump(Path(DUMP.value), computed)
+        results += _replay(path, key, computed)
     if not results:
         raise InputError(f"{folder}: nothing to replay (--only {ONLY.value})")
+    if DUMP.value:
+        _dump(Path(DUMP.value), computed)
     failed = [r for r in results if not r.passed]
     worst = max(r.error for r in results)
     print(
@@ -74,19 +89,23 @@ def main() -> None:
 
 
 def compare(computed: np.ndarray, expected: np.ndarray) -> float:
-    """Relative L2 error; for integers and booleans the share that differs."""
+    """Relative L2 error; for integers, booleans and text the share that differs."""
     if computed.shape != expected.shape:
         return float("inf")
-    if expected.dtype.kind in "iub":
+    if expected.dtype.kind in "iubU":
         return float(np.mean(computed != expected)) if expected.size else 0.0
     difference = np.linalg.norm((computed - expected).astype(np.float64).ravel())
     scale = np.linalg.norm(expected.astype(np.float64).ravel())
     return float(difference / scale if scale else difference)
 
 
-def _replay(folder: Path, path: Path, key: str, computed: dict) -> list[Result]:
-    oracle = Oracle.open(folder, path)
-    checks = REPLAYS[key](oracle) if key in REPLAYS else []
+def _replay(path: Path, key: str, computed: dict) -> list[Result]:
+    half = DTYPE.value == "bfloat16"
+    replay = _replayer(key, BFLOAT16 if half else REPLAYS)
+    if half and replay is None:
+        return []
+    oracle = Oracle.open(path)
+    checks = replay(oracle) if replay else []
     results = []
     for check in checks:
         name = f"{key}/{check.name}"
@@ -105,10 +124,15 @@ def _replay(folder: Path, path: Path, key: str, computed: dict) -> list[Result]:
             flush=True,
         )
     covered = {check.name for check in checks} | oracle.inputs
-    for name in oracle.names:
+    for name in () if half else oracle.names:
         if name not in covered and _wanted(f"{key}/{name}"):
-            print(f"{key + '/' + name:<44} not covered yet")
+            reason = oracle.reasons.get(name, "no replay is written for it")
+            print(f"{key + '/' + name:<44} not replayed: {reason}")
     return results
+
+
+def _replayer(key: str, table: tuple[tuple[str, Replay], ...]) -> Replay | None:
+    return next((r for pattern, r in table if fnmatch.fnmatch(key, pattern)), None)
 
 
 def _wanted(name: str) -> bool:
@@ -116,15 +140,14 @@ def _wanted(name: str) -> bool:
     return not pattern or pattern in name or fnmatch.fnmatch(name, pattern)
 
 
-def _folder() -> str:
-    folder = cli.positional("ORACLE_DIR")
-    if not (Path(folder) / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json; expected a folder of oracles")
-    try:
-        json.loads((Path(folder) / "config.json").read_text())
-    except ValueError as error:
-        raise InputError(f"{folder}/config.json: not JSON ({error})") from error
-    return folder
+def _files(folder: Path) -> list[Path]:
+    """Recorded arrays of a folder: every .npz, and text.json."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a folder of oracles")
+    found = sorted([*folder.rglob("*.npz"), *folder.rglob("text.json")])
+    if not found:
+        raise InputError(f"{folder}: no .npz in it; expected a folder of oracles")
+    return found
 
 
 def _dump(path: Path, arrays: dict[str, np.ndarray]) -> None:

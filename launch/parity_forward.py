@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,31 +33,13 @@ from tavr_jax.types import Conditions
 def replay_forward(oracle: Oracle) -> list[Check]:
     """Inputs, six conditioning cases, activations of two of them, tables."""
     model = load_model(oracle, "transformer.safetensors")
-    told = first_chunk(oracle)
-    first_masks, next_masks = valid_tokens(
-        oracle["face_tokens"], oracle["foreground"], model.config.num_video_latents
-    )
-    first = told._replace(still_tokens=jnp.asarray(first_masks[ref_row(model)])[None])
-    following = first._replace(
-        has_motion=jnp.array([True]),
-        still=to_ours(oracle["prev_chunk"][:, :1]),
-        still_tokens=jnp.ones_like(first.still_tokens),
-    )
-    cases = {
-        "a": (first, "chunk"),
-        "b": (following, "chunk_next"),
-        "c": (guidance.without_audio(first), "chunk"),
-        "d": (first._replace(text=text_rows(oracle, "text_negative")), "chunk"),
-        "e": (guidance.without_reference(first), "chunk"),
-        "f": (
-            following._replace(has_reference_audio=jnp.array([False])),
-            "chunk_next",
-        ),
-    }
+    cases = _cases(oracle, model)
+    first, following = cases["a"].conditions, cases["b"].conditions
     hidden = guidance.without_reference(first)
+    masks = _masks(oracle, model)
     candidates = {
-        "masks_first": (lambda: first_masks, EXACT),
-        "masks_next": (lambda: next_masks, EXACT),
+        "masks_first": (lambda: masks[0], EXACT),
+        "masks_next": (lambda: masks[1], EXACT),
         "x_first": (
             lambda: to_theirs(main_input(to_ours(oracle["chunk"]), first)),
             EXACT,
@@ -69,13 +52,19 @@ def replay_forward(oracle: Oracle) -> list[Check]:
         "vref_in_hidden": (lambda: to_theirs(reference_input(hidden)), EXACT),
         **_tables(oracle, model),
     }
-    for case, (conditions, chunk) in cases.items():
-        if f"{case}_timestep" not in oracle:
-            continue
-        latents = to_ours(oracle[chunk])
-        t = jnp.asarray(oracle[f"{case}_timestep"], jnp.float32)[None]
-        candidates |= _activations(case, model, latents, t, conditions)
-        candidates |= _bfloat16(case, oracle, latents, t, conditions)
+    for name, case in cases.items():
+        candidates |= _activations(name, model, case)
+        candidates |= _bfloat16(name, oracle, case, f"{name}_out_bf16")
+    return oracle.checks(candidates)
+
+
+def replay_bfloat16(oracle: Oracle) -> list[Check]:
+    """Velocities with bfloat16 products against both records of each case."""
+    model = load_model(oracle, "transformer.safetensors")
+    candidates: dict = {}
+    for name, case in _cases(oracle, model).items():
+        for record in (f"{name}_out", f"{name}_out_bf16"):
+            candidates |= _bfloat16(name, oracle, case, record)
     return oracle.checks(candidates)
 
 
@@ -88,8 +77,50 @@ def replay_forward_small(oracle: Oracle) -> list[Check]:
         reference_tokens=jnp.asarray(masks[ref_row(model) + 1 :])[None],
     )
     t = jnp.asarray(oracle["timestep"], jnp.float32)[None]
-    found = _activations("x", model, to_ours(oracle["chunk"]), t, conditions)
+    case = _Case(to_ours(oracle["chunk"]), t, conditions)
+    found = _activations("x", model, case)
     return oracle.checks({name.removeprefix("x_"): c for name, c in found.items()})
+
+
+class _Case(NamedTuple):
+    """The arguments of one velocity."""
+
+    latents: jnp.ndarray
+    timestep: jnp.ndarray
+    conditions: Conditions
+
+
+def _masks(oracle: Oracle, model: Transformer) -> tuple[np.ndarray, np.ndarray]:
+    slots = model.config.num_video_latents
+    return valid_tokens(oracle["face_tokens"], oracle["foreground"], slots)
+
+
+def _cases(oracle: Oracle, model: Transformer) -> dict[str, _Case]:
+    """What each letter of the oracle's README means."""
+    background = jnp.asarray(_masks(oracle, model)[0][ref_row(model)])[None]
+    first = first_chunk(oracle)._replace(still_tokens=background)
+    following = first._replace(
+        has_motion=jnp.array([True]),
+        still=to_ours(oracle["prev_chunk"][:, :1]),
+        still_tokens=jnp.ones_like(background),
+    )
+    told = {
+        "a": (first, "chunk"),
+        "b": (following, "chunk_next"),
+        "c": (guidance.without_audio(first), "chunk"),
+        "d": (first._replace(text=text_rows(oracle, "text_negative")), "chunk"),
+        "e": (guidance.without_reference(first), "chunk"),
+        "f": (
+            following._replace(has_reference_audio=jnp.array([False])),
+            "chunk_next",
+        ),
+    }
+    found = {}
+    for name, (conditions, chunk) in told.items():
+        if f"{name}_timestep" in oracle:
+            t = jnp.asarray(oracle[f"{name}_timestep"], jnp.float32)[None]
+            found[name] = _Case(to_ours(oracle[chunk]), t, conditions)
+    return found
 
 
 def _tables(oracle: Oracle, model: Transformer) -> dict[str, tuple[Callable, float]]:
@@ -122,45 +153,39 @@ def _tables(oracle: Oracle, model: Transformer) -> dict[str, tuple[Callable, flo
 
 
 def _activations(
-    case: str,
-    model: Transformer,
-    latents: jnp.ndarray,
-    t: jnp.ndarray,
-    conditions: Conditions,
+    name: str, model: Transformer, case: _Case
 ) -> dict[str, tuple[Callable, float]]:
     """A case's velocity by the scanned network, and by layer its activations."""
-
-    def velocity() -> np.ndarray:
-        network = network_of(model)
-        cache = network.prefill(conditions)
-        return to_theirs(network.velocity(latents, t, conditions, cache))
-
-    unrolled = functools.cache(lambda: _unrolled(model, latents, t, conditions))
+    unrolled = functools.cache(lambda: _unrolled(model, *case))
     names = ["patch_video", "patch_ref", "time_emb", "time_emb0", "time_proj"]
     names += ["time_proj_ref", "aud_tokens", "ref_aud_tokens", "head"]
     names += [f"block{i}" for i in range(model.config.num_layers)]
     for i in range(model.config.num_layers):
         parts = ("self_attn", "cross_attn", "audio_attn", "ref_audio_attn", "ffn")
         names += [f"b{i}_{part}" for part in parts]
-    found = {
-        f"{case}_{name}": (lambda n=name: unrolled()[n], FORWARD) for name in names
-    }
-    return {f"{case}_out": (velocity, FORWARD), **found}
+    found = {f"{name}_{n}": (lambda n=n: unrolled()[n], FORWARD) for n in names}
+    return {f"{name}_out": (lambda: _velocity(model, case), FORWARD), **found}
 
 
-def _bfloat16(case, oracle, latents, t, conditions) -> dict:
+def _velocity(model: Transformer, case: _Case) -> np.ndarray:
+    network = network_of(model)
+    cache = network.prefill(case.conditions)
+    return to_theirs(
+        network.velocity(case.latents, case.timestep, case.conditions, cache)
+    )
+
+
+def _bfloat16(name: str, oracle: Oracle, case: _Case, record: str) -> dict:
     """The velocity with bfloat16 products, within three times what those cost."""
-    cost = oracle.config["forward"].get("bf16_vs_f32_rel_l2", {}).get(case)
+    cost = oracle.config["forward"].get("bf16_vs_f32_rel_l2", {}).get(name)
     if cost is None:
         return {}
 
     def velocity() -> np.ndarray:
         model = load_model(oracle, "transformer.safetensors", "bfloat16")
-        network = network_of(model)
-        cache = network.prefill(conditions)
-        return to_theirs(network.velocity(latents, t, conditions, cache))
+        return _velocity(model, case)
 
-    return {f"{case}_out_bf16": (velocity, 3 * cost)}
+    return {record: (velocity, 3 * cost)}
 
 
 def _unrolled(model, latents, t, conditions) -> dict[str, np.ndarray]:

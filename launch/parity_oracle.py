@@ -1,13 +1,14 @@
-"""A folder of TAVR oracles: reading it, and what its arrays mean to us.
+"""One file of recorded activations, and what TAVR's arrays mean to us.
 
-Oracles are channel-first and have no batch axis; `to_ours` and `to_theirs` convert.
-Every size comes from config.json or the arrays.
+TAVR's oracles are channel-first and have no batch axis; `to_ours` and `to_theirs`
+convert. Every size comes from config.json or the arrays.
 """
 
 import dataclasses
 import functools
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from tavr_jax.errors import InputError
 from tavr_jax.models.transformer import Transformer, TransformerConfig
 from tavr_jax.types import Conditions
 
+LARGEST = 1 << 32  # bytes of arrays in one file: more is a bomb, not an oracle
 FORWARD = 2e-5  # one forward pass, and every activation inside it
 EXACT = 0.0
 
@@ -41,21 +43,26 @@ class Check(NamedTuple):
 
 
 class Oracle:
-    """One .npz of a folder; remembers which arrays were read as inputs."""
+    """One .npz or .json of recorded arrays.
+
+    `folder` holds it and the weights that made it, `config` is the folder's config.json
+    ({} where there is none). It remembers which arrays were read as `inputs`; `reasons`
+    says why others are not replayed.
+    """
 
     def __init__(self, folder: Path, config: dict, arrays: dict[str, np.ndarray]):
         self.folder, self.config, self._arrays = folder, config, arrays
         self.inputs: set[str] = set()
+        self.reasons: dict[str, str] = {}
 
     @classmethod
-    def open(cls, folder: Path, path: Path) -> "Oracle":
+    def open(cls, path: Path) -> "Oracle":
         """InputError when a file cannot be read; nothing pickled is loaded."""
-        try:
-            config = json.loads((folder / "config.json").read_text())
-            with np.load(path, allow_pickle=False) as file:
-                return cls(folder, config, dict(file))
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: not a readable .npz ({error})") from error
+        settings = path.parent / "config.json"
+        config = read_json(settings) if settings.is_file() else {}
+        if path.suffix == ".json":
+            return cls(path.parent, config, _columns(path, read_json(path)))
+        return cls(path.parent, config, _arrays(path))
 
     @property
     def names(self) -> list[str]:
@@ -78,6 +85,39 @@ class Oracle:
     def checks(self, candidates: dict[str, tuple[Callable, float]]) -> list[Check]:
         """Those candidates that the file holds."""
         return [Check(n, *c) for n, c in candidates.items() if n in self._arrays]
+
+
+def read_json(path: Path) -> dict:
+    """An object. InputError: not there, not JSON, something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected an object, found {type(found).__name__}")
+    return found
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > LARGEST:
+            raise ValueError(f"{size:.1e} bytes unpacked")
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # zipfile and numpy raise whatever the damage broke
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: not a readable .npz ({why})") from error
+
+
+def _columns(path: Path, table: dict) -> dict[str, np.ndarray]:
+    """The rows under "cases" as one array of strings a field."""
+    try:
+        rows = table["cases"]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    except (KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{path}: expected rows under 'cases' ({error!r})") from error
 
 
 def load_model(oracle: Oracle, file: str, dtype: str = "float32") -> Transformer:

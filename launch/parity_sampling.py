@@ -67,20 +67,22 @@ def replay_sampler(oracle: Oracle) -> list[Check]:
         ):
             sample = functools.partial(_run, oracle, model, run, settings, rounded)
             candidates[f"{run}_final_{ending}"] = (sample, tolerance)
-        if "bf16_vs_f32_rel_l2" in settings:
-            half = functools.partial(load_model, oracle, "transformer.safetensors")
-            candidates[f"{run}_final_bf16"] = (
-                lambda r=run, s=settings, m=half: _run(
-                    oracle, m("bfloat16"), r, s, rounded=True
-                ),
-                3 * settings["bf16_vs_f32_rel_l2"],
-            )
+        candidates |= _bfloat16(oracle, run, settings, f"{run}_final_bf16")
         trace = functools.cache(functools.partial(_trace, oracle, model, run, settings))
         for index, kind in enumerate(("pred", "in", "out")):
             candidates[f"{run}_trace_{kind}"] = (
                 lambda t=trace, i=index: t()[i],
                 SAMPLING,
             )
+    return oracle.checks(candidates)
+
+
+def replay_bfloat16(oracle: Oracle) -> list[Check]:
+    """Complete runs with bfloat16 products against both records of each."""
+    candidates: dict = {}
+    for run, settings in oracle.config["runs"].items():
+        for record in (f"{run}_final_cast", f"{run}_final_bf16"):
+            candidates |= _bfloat16(oracle, run, settings, record)
     return oracle.checks(candidates)
 
 
@@ -113,6 +115,18 @@ def replay_chunking(oracle: Oracle) -> list[Check]:
             "vm_next": (lambda: masks[1], EXACT),
         }
     )
+
+
+def _bfloat16(oracle: Oracle, run: str, settings: dict, record: str) -> dict:
+    """A run with bfloat16 products, within three times what those cost."""
+    if "bf16_vs_f32_rel_l2" not in settings:
+        return {}
+
+    def sample() -> np.ndarray:
+        model = load_model(oracle, "transformer.safetensors", "bfloat16")
+        return _run(oracle, model, run, settings, rounded=True)
+
+    return {record: (sample, 3 * settings["bf16_vs_f32_rel_l2"])}
 
 
 def _timesteps(steps: str, shift: str) -> np.ndarray:
