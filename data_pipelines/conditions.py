@@ -23,7 +23,7 @@ detected face box. Ours, in units of the face box:
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray
 
@@ -60,14 +60,29 @@ def still_mask(
     """Latent cells that a person touches, true = person. Equation (2).
 
     The person is one box or several together. `size` is the frame's (Y, X), multiples
-    of 8. An empty box marks nothing.
+    of 8. An empty box marks nothing. Boxes are brought to whole pixels outward first.
+    """
+    rows, columns = size
+    edges = np.reshape(boxes, (-1, 4)).astype(np.float64)
+    edges = edges * [columns, rows, columns, rows]
+    low, high = np.floor(edges[:, :2] + _TIE), np.ceil(edges[:, 2:] - _TIE)
+    return person_map(np.concatenate([low, high], axis=1).astype(int), size)
+
+
+def person_map(
+    boxes: Int[ndarray, "4"] | Int[ndarray, "n 4"], size: tuple[int, int]
+) -> Bool[ndarray, "H W"]:
+    """Latent cells that a person touches, from boxes in pixels. Equation (2).
+
+    Boxes are left, top, right, bottom with exclusive ends, as `letterbox.choose` gives
+    them; one without area (-1 = nobody) marks nothing.
     """
     rows, columns = size
     pixels = np.zeros((rows, columns), bool)
-    for box in np.reshape(boxes, (-1, 4)):
-        left, right = _snapped(box[0], box[2], columns)
-        top, bottom = _snapped(box[1], box[3], rows)
-        pixels[top:bottom, left:right] = True
+    for left, top, right, bottom in np.reshape(boxes, (-1, 4)).tolist():
+        first_column, last_column = _snapped(left, right, columns)
+        first_row, last_row = _snapped(top, bottom, rows)
+        pixels[first_row:last_row, first_column:last_column] = True
     return _any_pool(pixels, (CELL, CELL))
 
 
@@ -123,10 +138,24 @@ def box_tokens(
     boxes: Float[ndarray, "F 4"], size: tuple[int, int]
 ) -> Bool[ndarray, "R h w"]:
     """Tokens that boxes touch as they are, edges rounded to pixels. Equation (4)."""
+    return region_tokens(to_pixels(boxes, size), size)
+
+
+def to_pixels(
+    boxes: Float[ndarray, "F 4"], size: tuple[int, int]
+) -> Int[ndarray, "F 4"]:
+    """Boxes in 0..1 of the frame as whole pixels, half to even."""
     rows, columns = size
-    edges = np.rint(np.asarray(boxes) * [columns, rows, columns, rows]).astype(int)
-    pixels = np.zeros((len(edges), rows, columns), bool)
-    for frame, (left, top, right, bottom) in zip(pixels, edges, strict=True):
+    return np.rint(np.asarray(boxes) * [columns, rows, columns, rows]).astype(int)
+
+
+def region_tokens(
+    boxes: Int[ndarray, "F 4"], size: tuple[int, int]
+) -> Bool[ndarray, "R h w"]:
+    """Tokens that boxes in pixels touch, -1 = nothing. Equation (4)."""
+    pixels = np.zeros((len(boxes), *size), bool)
+    for frame, box in zip(pixels, boxes, strict=True):
+        left, top, right, bottom = np.maximum(box, 0)
         frame[top:bottom, left:right] = True
     return pixel_tokens(pixels)
 
@@ -149,10 +178,9 @@ def reference_window(latents: int, chunks: int, size: int) -> tuple[int, int]:
     return start, start + size
 
 
-def _snapped(low: float, high: float, length: int) -> tuple[int, int]:
-    """Whole pixels of an edge pair along one axis, snapped as in (2)."""
-    first = int(np.floor(float(low) * length + _TIE))
-    last = min(int(np.ceil(float(high) * length - _TIE)), length - 1)
+def _snapped(first: int, last: int, length: int) -> tuple[int, int]:
+    """An edge pair along one axis, snapped as in (2)."""
+    first, last = max(first, 0), min(last, length - 1)
     near = int(SNAP * length)
     if last <= first:
         return 0, 0

@@ -1,10 +1,15 @@
 """Batches, streamed by Grain: shuffled over all clips, cut over hosts, resumable.
 
-The stream of a run is one endless sequence of clips, epoch after epoch, each a new
-permutation. Host s of n reads positions s, s + n, s + 2n, ...: a global batch is the
-next `batch_size` clips of that sequence whatever n is, and every clip comes once an
-epoch over all hosts together. What is drawn for a clip (its partner, its windows) is a
-function of seed, epoch and clip, so the position is the whole state of the iterator.
+The stream of a run is one endless sequence of positions. Each belongs to a part (one
+dataset of data.path and one kind of data.pairs; mixing.py), and a part gives its clips
+epoch after epoch, each epoch a new permutation. Host s of n reads positions s, s + n,
+s + 2n, ...: a global batch is the next `batch_size` positions whatever n is, and every
+clip of a part comes once in an epoch of it, over all hosts together.
+
+What is drawn for a clip (its partner, its windows) is a function of seed, part, epoch
+and clip, so the number of batches read is the whole state of the iterator, and the same
+on every host: any host's state continues the run on any number of hosts. Conditions
+are dropped later, in the step, by a key of seed and step (training/supervised.py).
 """
 
 from collections.abc import Callable
@@ -16,19 +21,29 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import transforms
-from data_pipelines.prepare.pairs import partners
-from data_pipelines.sources import Source
+from data_pipelines.mixing import Mixture, weighted
+from data_pipelines.prepare.pairs import PairIndex, Turn
+from data_pipelines.sources import Source, paths
 from tavr_jax.errors import InputError
 from tavr_jax.types import Batch
 
 Example = Callable[[np.random.Generator, int], Any]
+_KINDS = ("same_scene", "cross_scene")
 
 
 class Examples(NamedTuple):
-    """What a stage learns from: clips by index, and how one becomes an example."""
+    """What a stage learns from: the slots of an epoch, and how a clip becomes one."""
 
-    indices: list[int]
+    slots: list[Turn]
     example: Example
+
+
+class _Opened(NamedTuple):
+    """A dataset, and what sets its numbers apart from those of the ones before."""
+
+    source: Source
+    clips: int  # rows of the datasets before it
+    people: int
 
 
 def make_loader(config: ConfigDict, *, shard: int, shards: int):
@@ -46,9 +61,8 @@ def make_loader(config: ConfigDict, *, shard: int, shards: int):
             f"data.batch_size={batch_size}: cannot be shared by {shards} hosts; choose "
             "a multiple"
         )
-    examples = _STAGES[config.stage](Source(config, config.data.split), config)
-    stream = grain.MapDataset.range(len(examples.indices)).seed(config.seed).shuffle()
-    stream = stream.repeat(None).map_with_index(_Draw(examples, config.seed))
+    stream = grain.MapDataset.range(1).repeat(None)
+    stream = stream.map_with_index(_Draw(*_parts(config), config.seed))
     stream = stream[shard::shards].batch(batch_size // shards, drop_remainder=True)
     reading = grain.ReadOptions(
         num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch
@@ -63,42 +77,69 @@ def make_loader(config: ConfigDict, *, shard: int, shards: int):
 def sample(config: ConfigDict, split: str, index: int, pairs: str) -> Batch:
     """One first chunk with its reference, B = 1, always the same for the same index.
 
-    `pairs` is same_scene or cross_scene; indices beyond the usable clips wrap around.
+    `pairs` as data.pairs, of which the heaviest kind is taken; of the first dataset.
+    Indices beyond the usable clips wrap around.
     """
-    source = Source(config, split)
-    examples = _pair_examples(source, config, pairs, continuation=0.0)
-    chosen = index % len(examples.indices)
-    return jax.tree.map(
-        lambda leaf: np.asarray(leaf)[None],
-        _Draw(examples, config.seed)(chosen, chosen),
-    )
+    kinds = weighted(pairs, "data.pairs")
+    opened = _Opened(Source(config, split), 0, 0)
+    kind = max(kinds, key=kinds.__getitem__)
+    examples = _pair_examples(opened, config, kind, continuation=0.0)
+    clip = examples.slots[index % len(examples.slots)].row(0)
+    generator = np.random.default_rng([config.seed, 0, 0, clip])
+    batch = examples.example(generator, clip)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
 
 
 class _Draw:
-    """Position in the stream and clip -> example; the only source of chance."""
+    """Position in the stream -> example; the only source of chance."""
 
-    def __init__(self, examples: Examples, seed: int):
-        self._examples, self._seed = examples, seed
+    def __init__(self, parts: list[Examples], mixture: Mixture, seed: int):
+        self._parts, self._mixture, self._seed = parts, mixture, seed
+        self._orders = [
+            grain.MapDataset.range(len(part.slots)).seed(seed + n).shuffle().repeat()
+            for n, part in enumerate(parts)
+        ]
 
-    def __call__(self, position: int, item: int) -> Any:
-        indices = self._examples.indices
-        epoch, index = position // len(indices), indices[item % len(indices)]
-        generator = np.random.default_rng([self._seed, epoch, index])
-        return self._examples.example(generator, index)
+    def __call__(self, position: int, _: Any) -> Any:
+        number, item = self._mixture.locate(position)
+        part = self._parts[number]
+        epoch = item // len(part.slots)
+        index = part.slots[self._orders[number][item]].row(epoch)
+        generator = np.random.default_rng([self._seed, number, epoch, index])
+        return part.example(generator, index)
+
+
+def _parts(config: ConfigDict) -> tuple[list[Examples], Mixture]:
+    """All parts of the stream and how they are mixed."""
+    kinds, build = {config.stage: 1.0}, _STAGES.get(config.stage)
+    if build is None:
+        kinds = weighted(config.data.pairs, "data.pairs")
+        share = config.data.continuation
+    parts, weights, start, clips, people = [], [], [], 0, 0
+    for path, weight in paths(config).items():
+        opened = _Opened(Source(config, config.data.split, path), clips, people)
+        clips += len(opened.source.rows)
+        people += len({row.person for row in opened.source.rows})
+        for number, (kind, kind_weight) in enumerate(kinds.items()):
+            parts.append(
+                build(opened, config)
+                if build
+                else _pair_examples(opened, config, kind, share)
+            )
+            weights.append(weight * kind_weight)
+            start.append(0.0 if number else weight)
+    return parts, Mixture(weights, start, config.data.curriculum)
 
 
 def _pair_examples(
-    source: Source, config: ConfigDict, pairs: str, continuation: float
+    opened: _Opened, config: ConfigDict, kind: str, continuation: float
 ) -> Examples:
-    length = transforms.lengths(config)
-    if pairs == "same_scene":
-        indices, others = list(range(len(source.rows))), None
-    elif pairs == "cross_scene":
-        others = partners(source.rows)
-        indices = [index for index, found in enumerate(others) if found]
-    else:
-        raise InputError(f"data.pairs={pairs}: choose same_scene or cross_scene")
-    if not indices:
+    source, length = opened.source, transforms.lengths(config)
+    if kind not in _KINDS:
+        raise InputError(f"data.pairs={kind}: choose {' or '.join(_KINDS)}")
+    crossing, index = kind == "cross_scene", PairIndex(source.rows)
+    usable = [i for i in range(len(source.rows)) if index.crosses(i) or not crossing]
+    if not usable:
         raise InputError(
             f"data.pairs=cross_scene: nobody in {source.root} ({source.split}) is seen "
             "in two scenes; give footage as <person>/<scene>.mp4 with two scenes of a "
@@ -106,55 +147,55 @@ def _pair_examples(
         )
     _check_lengths(source, length)
     _check_buckets(source, config, continuation, length)
-    _check_record(source.encoded(indices[0]), config)
+    _check_record(source.encoded(usable[0]), config)
+    draw = index.draw_cross_scene if crossing else index.draw_same_scene
 
-    def example(generator: np.random.Generator, index: int) -> Batch:
-        row, other = source.rows[index], index
+    def example(generator: np.random.Generator, clip: int) -> Batch:
+        row = source.rows[clip]
         offset = transforms.draw_offset(generator, row, continuation, length)
-        if others is not None:
-            other = int(generator.choice(others[index]))
-        avoid = offset if other == index else None
+        other = draw(generator, clip)
+        avoid = offset if other == clip else None
         window = transforms.draw_window(generator, source.rows[other], avoid, length)
-        target = source.encoded(index)
-        reference = target if other == index else source.encoded(other)
+        target = source.encoded(clip)
+        reference = target if other == clip else source.encoded(other)
+        number, empty = opened.clips + clip, source.null_text
         return transforms.pair_example(
-            target, reference, source.null_text, index, offset, window, length
+            target, reference, empty, number, offset, window, length
         )
 
-    return Examples(indices, example)
+    return Examples(index.turns(usable, config.data.per_person), example)
 
 
-def _paired(source: Source, config: ConfigDict) -> Examples:
-    return _pair_examples(source, config, config.data.pairs, config.data.continuation)
-
-
-def _windows(source: Source, config: ConfigDict) -> Examples:
+def _windows(opened: _Opened, config: ConfigDict) -> Examples:
+    source = opened.source
     count = config.data.frames
     _check_frames(source, count, "data.frames")
 
     def example(generator: np.random.Generator, index: int):
         return transforms.frames_example(generator, source.clip(index), count)
 
-    return Examples(list(range(len(source.rows))), example)
+    return Examples(_all(source), example)
 
 
-def _people(source: Source, config: ConfigDict) -> Examples:
+def _people(opened: _Opened, config: ConfigDict) -> Examples:
+    source = opened.source
     names = sorted({row.person for row in source.rows})
-    number = {name: index for index, name in enumerate(names)}
-    others = partners(source.rows)
+    number = {name: index for index, name in enumerate(names, opened.people)}
+    pairs = PairIndex(source.rows)
     _check_faces(source.encoded(0)["faces"], config)
 
     def example(generator: np.random.Generator, index: int):
         clips = [source.encoded(index)]
-        if others[index]:
-            clips.append(source.encoded(int(generator.choice(others[index]))))
+        if pairs.crosses(index):
+            clips.append(source.encoded(pairs.draw_cross_scene(generator, index)))
         person = number[source.rows[index].person]
         return transforms.faces_example(generator, clips, person)
 
-    return Examples(list(range(len(source.rows))), example)
+    return Examples(_all(source), example)
 
 
-def _lips(source: Source, config: ConfigDict) -> Examples:
+def _lips(opened: _Opened, config: ConfigDict) -> Examples:
+    source = opened.source
     count, size = config.lipsync.span, config.lipsync.size
     _check_frames(source, count, "lipsync.span")
 
@@ -163,17 +204,15 @@ def _lips(source: Source, config: ConfigDict) -> Examples:
         clip = source.clip(index)
         return transforms.sync_example(generator, clip, mel, count, size)
 
-    return Examples(list(range(len(source.rows))), example)
+    return Examples(_all(source), example)
 
 
-_STAGES = {
-    "same_scene": _paired,
-    "cross_scene": _paired,
-    "policy": _paired,
-    "codec": _windows,
-    "face": _people,
-    "lipsync": _lips,
-}
+def _all(source: Source) -> list[Turn]:
+    return [Turn([index], 0, 1) for index in range(len(source.rows))]
+
+
+# All other stages read pairs.
+_STAGES = {"codec": _windows, "face": _people, "lipsync": _lips}
 
 
 def _check_frames(source: Source, count: int, field: str) -> None:
@@ -187,12 +226,13 @@ def _check_frames(source: Source, count: int, field: str) -> None:
 
 def _check_lengths(source: Source, length: transforms.Lengths) -> None:
     shortest = min(source.rows, key=lambda row: row.frames)
-    needed = max(4 * length.chunk - 3, 4 * length.reference)
+    needed = max(4 * length.chunk - 3, 4 * length.shortest)
     if shortest.frames < needed:
         raise InputError(
-            f"model.num_video_latents={length.chunk}, num_videoref_latents="
-            f"{length.reference}: clip {shortest.clip_id} has {shortest.frames} of the "
-            f"{needed} frames they need; prepare with a higher prepare.min_frames"
+            f"model.num_video_latents={length.chunk}, references of at least "
+            f"{length.shortest} latents: clip {shortest.clip_id} has {shortest.frames} "
+            f"of the {needed} frames they need; prepare with a higher "
+            "prepare.min_frames"
         )
 
 
@@ -205,7 +245,7 @@ def _check_buckets(
     for row in source.rows:
         goes_on = continuation > 0 and transforms.video_latents(row) > length.chunk
         still = max(still, rows * columns if goes_on else row.still_tokens)
-        sums = np.convolve(row.face_tokens, np.ones(length.reference, int), "valid")
+        sums = np.convolve(row.face_tokens, np.ones(length.longest, int))
         reference = max(reference, int(sums.max()))
     room = {
         "model.still_bucket": (config.model.still_bucket, still),

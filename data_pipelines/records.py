@@ -9,7 +9,12 @@
 
 Both datasets open with `tfds.builder_from_directory(folder).as_data_source(split)`; no
 TensorFlow is needed to write or to read them. The schema is here and nowhere else; a
-change of it is a change of `VERSION`.
+change of it is a change of `VERSION`, and `MIGRATE` brings a dataset up to it. There is
+no conversion in place: new fields are measured on footage, so footage is read again.
+
+    1.0.0   first
+    2.0.0   clips: identity, scene_signature, quality, licence, start;
+            index: negatives, licence
 """
 
 import json
@@ -20,13 +25,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
+from tensorflow_datasets.proto import tf_example_pb2
 
 from tavr_jax.errors import InputError
 
-VERSION = "1.0.0"
+VERSION = "2.0.0"
+MIGRATE = "python -m launch.prepare_data --source FOLDER --output {root}"
 SPLITS = ("train", "test")
 INDEX, SUMMARY = "index.jsonl", "dataset.json"
 NULL_TEXT, REJECTS = "null_text.npy", "rejects.jsonl"
+
+# What a clip says where nothing was measured or stated.
+UNKNOWN = {
+    "licence": "",
+    "start": np.float32(0),
+    "quality": "{}",
+    "identity": np.zeros(0, np.float32),
+    "scene_signature": np.zeros(0, np.float32),
+}
 
 _HOMEPAGE = "https://arxiv.org/abs/2604.27918"
 _CITATION = """@article{tavr2026,
@@ -53,6 +69,8 @@ class Row(NamedTuple):
     orientation: str
     still_tokens: int  # background tokens of the still
     face_tokens: tuple[int, ...]  # face tokens of each reference latent
+    licence: str = ""  # of the footage, as its manifest names it
+    negatives: tuple[str, ...] = ()  # clips of the most similar other people
 
 
 def clip_features() -> tfds.features.FeaturesDict:
@@ -65,8 +83,13 @@ def clip_features() -> tfds.features.FeaturesDict:
             "person": features.Text(),
             "scene": features.Text(),
             "caption": features.Text(),
+            "licence": features.Text(),
             "orientation": features.Text(),
+            "start": features.Scalar(np.float32),  # seconds into the footage
             "num_frames": features.Scalar(np.int32),
+            "quality": features.Text(),  # JSON: what the filters measured
+            "identity": _array((None,), np.float32),  # (Z,), unit length or zeros
+            "scene_signature": _array((None,), np.float32),  # prepare/scenes.py
             "video": features.Tensor(shape=(), dtype=np.object_),  # mp4 without sound
             "wave": _array((None,), np.int16),  # mono, speech.sample_rate
             "face_boxes": _array((None, 4), np.float32),
@@ -135,14 +158,16 @@ class RecordWriter:
             citation=_CITATION,
             license=_LICENSE,
         )
+        self._features = features
         self._writer = tfds.core.SequentialWriter(
             info, records_per_shard, file_format="array_record"
         )
         self._writer.initialize_splits(list(SPLITS))
 
     def add(self, split: str, record: Mapping[str, Any]) -> None:
-        """Append one record, a value for every feature."""
-        self._writer.add_examples({split: [dict(record)]})
+        """Append one record, a value for every feature but those of `UNKNOWN`."""
+        known = {name: UNKNOWN[name] for name in UNKNOWN if name in self._features}
+        self._writer.add_examples({split: [known | dict(record)]})
 
     def close(self) -> None:
         """Finish the files; before this nothing can be read."""
@@ -163,8 +188,9 @@ def read_index(root: Path) -> list[Row]:
             Row(
                 **line
                 | {
-                    "size": tuple(line["size"]),
-                    "face_tokens": tuple(line["face_tokens"]),
+                    name: tuple(line[name])
+                    for name in ("size", "face_tokens", "negatives")
+                    if name in line
                 }
             )
             for line in lines
@@ -195,20 +221,65 @@ def read_summary(root: Path) -> dict[str, Any]:
         ) from error
     if version != VERSION:
         raise InputError(
-            f"{root}: dataset version {version}, this code reads {VERSION}; "
-            "run launch.prepare_data again"
+            f"{root}: dataset version {version}, this code reads {VERSION}; migrate "
+            f"it with: {MIGRATE.format(root=root)}"
         )
     return summary
 
 
-def open_records(root: Path, name: str, split: str):
-    """Random access to the records of a split: a TFDS data source of dicts.
+class Records:
+    """The records of a split by number, as TFDS gives them, read faster.
+
+    TFDS copies every number of a record through Python lists and regular expressions;
+    here arrays are views of the bytes that were read, and cannot be written to.
+    """
+
+    def __init__(self, source, features: tfds.features.FeaturesDict):
+        self._source = source  # of bytes
+        self._tensors = {
+            name: (
+                np.dtype(feature.np_dtype),
+                [-1 if n is None else n for n in feature.shape],
+            )
+            for name, feature in features.items()
+            if feature.shape and feature.np_dtype != np.object_
+        }
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def raw(self, index: int) -> bytes:
+        """A record as it is stored: a serialised tf.train.Example."""
+        return self._source[index]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        stored = tf_example_pb2.Example.FromString(self.raw(index)).features.feature
+        record = {}
+        for key, feature in stored.items():
+            name, _, kind = key.partition("/")
+            if kind == "shape":
+                continue
+            kind = feature.WhichOneof("kind")
+            value = getattr(feature, kind).value[0]
+            if name in self._tensors:
+                dtype, shape = self._tensors[name]
+                if f"{name}/shape" in stored:  # where several lengths are open
+                    shape = tuple(stored[f"{name}/shape"].int64_list.value)
+                value = np.frombuffer(value, dtype).reshape(shape)
+            record[name] = value
+        return record
+
+
+def open_records(root: Path, name: str, split: str) -> Records:
+    """Random access to the records of a split.
 
     InputError: files missing or damaged.
     """
     folder = root / name / VERSION
     try:
-        return tfds.builder_from_directory(str(folder)).as_data_source(split)
+        builder = tfds.builder_from_directory(str(folder))
+        source = builder.as_data_source(split).data_source
+        return Records(source, builder.info.features)
     except (OSError, ValueError) as error:
         line = " ".join(str(error).split())
         raise InputError(

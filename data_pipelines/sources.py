@@ -10,7 +10,22 @@ from ml_collections import ConfigDict
 from numpy import ndarray
 
 from data_pipelines import records
+from data_pipelines.mixing import weighted
 from tavr_jax.errors import InputError
+
+
+def paths(config: ConfigDict) -> dict[str, float]:
+    """The datasets of data.path and their weights, which sum to 1.
+
+    InputError: none, or not as `mixing.weighted` reads them.
+    """
+    path = config.data.path
+    if not path:
+        raise InputError(
+            "data.path: empty; set --config.data.path to a dataset of "
+            "launch.prepare_data"
+        )
+    return {path: 1.0} if Path(path).exists() else weighted(path, "data.path")
 
 
 class Source:
@@ -21,13 +36,10 @@ class Source:
     InputError: no dataset, another version, no clip of this split and size.
     """
 
-    def __init__(self, config: ConfigDict, split: str):
-        if not config.data.path:
-            raise InputError(
-                "data.path: empty; set --config.data.path to a dataset of "
-                "launch.prepare_data"
-            )
-        self.root, self.split = Path(config.data.path), split
+    def __init__(self, config: ConfigDict, split: str, path: str | None = None):
+        """`path` None: the first dataset of data.path."""
+        self.root = Path(next(iter(paths(config))) if path is None else path)
+        self.split = split
         records.read_summary(self.root)
         size = tuple(config.prepare[config.data.orientation])
         rows = records.read_index(self.root)

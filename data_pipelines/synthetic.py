@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from data_pipelines import media
+from data_pipelines import video_files
 from data_pipelines.synthetic_backdrop import backdrop
 from data_pipelines.synthetic_head import canvas, head
 from data_pipelines.synthetic_motion import face_box, frame_layer, relief
@@ -143,7 +143,7 @@ def _write(job: _Job) -> None:
     _write_truth(job, made)
     job.video.parent.mkdir(parents=True, exist_ok=True)
     tags = {"synthetic": "true", "source": "tavr_jax procedural people"}
-    media.write_video(
+    video_files.write_video(
         job.video, made.frames, FPS, made.wave, SAMPLE_RATE, crf=CRF, metadata=tags
     )
 

@@ -1,8 +1,9 @@
 """Records -> examples. Every choice is drawn from the generator that is passed in.
 
 A chunk at latent offset o of a clip is latents [o, o + T), frames and audio rows
-[4o, 4o + A), A = 4(T - 1) + 1. A reference window at s is latents [s, s + R), frames
-[4s, 4s + 4R), rows [4s, 4s + 4R) of the track that three copies of row 0 precede.
+[4o, 4o + A), A = 4(T - 1) + 1. A reference window of r <= R latents at s is latents
+[s, s + r), frames [4s, 4s + 4r), rows [4s, 4s + 4r) of the track that three copies of
+row 0 precede.
 
     first chunk    o = 0; the still is frame 0 with the person greyed, its tokens are
                    the background; no motion latents
@@ -22,26 +23,40 @@ from numpy import ndarray
 
 from data_pipelines import media, people
 from data_pipelines.records import Row
+from tavr_jax.errors import InputError
 from tavr_jax.types import Batch, Conditions, Faces, Frames, Sync
 
 Record = Mapping[str, Any]
 
 
 class Lengths(NamedTuple):
-    """Latents of a chunk (T), of a reference (R) and of motion (P)."""
+    """Latents of a chunk (T), of a reference (room for R) and of motion (P)."""
 
     chunk: int
     reference: int
     motion: int
+    shortest: int  # reference latents drawn, both ends included
+    longest: int
 
 
 def lengths(config: ConfigDict) -> Lengths:
-    """The lengths of a config."""
-    model = config.model
+    """The lengths of a config.
+
+    InputError: references that do not fit the model's room for them.
+    """
+    room = config.model.num_videoref_latents
+    shortest, longest = (drawn or room for drawn in config.data.reference_latents)
+    if not 1 <= shortest <= longest <= room:
+        raise InputError(
+            f"data.reference_latents={tuple(config.data.reference_latents)}: give the "
+            f"shortest and the longest, 1 to model.num_videoref_latents={room} (0 = it)"
+        )
     return Lengths(
-        model.num_video_latents,
-        model.num_videoref_latents,
+        config.model.num_video_latents,
+        room,
         config.chunks.motion_latents,
+        shortest,
+        longest,
     )
 
 
@@ -67,19 +82,22 @@ def draw_offset(
 
 def draw_window(
     generator: np.random.Generator, row: Row, avoid: int | None, length: Lengths
-) -> int:
-    """Start of a reference window of a clip.
+) -> range:
+    """Reference latents of a clip: how many is drawn first, then where.
 
-    With the offset of a chunk of the same clip in `avoid`: one that shares no frame
-    with the chunk where the clip is long enough, else any.
+    With the offset of a chunk of the same clip in `avoid`: where they share no frame
+    with the chunk if the clip is long enough, else anywhere.
     """
-    starts = np.arange(reference_latents(row) - length.reference + 1)
+    longest = min(length.longest, reference_latents(row))
+    count = int(generator.integers(length.shortest, longest + 1))
+    starts = np.arange(reference_latents(row) - count + 1)
     if avoid is not None:
-        before = starts + length.reference <= avoid
+        before = starts + count <= avoid
         after = starts >= avoid + length.chunk
         apart = starts[before | after]
         starts = apart if len(apart) else starts
-    return int(generator.choice(starts))
+    start = int(generator.choice(starts))
+    return range(start, start + count)
 
 
 def pair_example(
@@ -88,29 +106,34 @@ def pair_example(
     null_text: Float[ndarray, "L E"],
     index: int,
     offset: int,
-    window: int,
+    window: range,
     length: Lengths,
 ) -> Batch:
-    """One sample of the transformer, without the axis B, of two encoded records."""
+    """One sample of the transformer, without the axis B, of two encoded records.
+
+    A reference of fewer than R latents leaves the last of them zero and without a valid
+    token: to the model they are absent, and their speech with them.
+    """
     rows = slice(4 * offset, 4 * (offset + length.chunk - 1) + 1)
-    latents = _float(target["latents"])
-    chunk = latents[offset : offset + length.chunk]
-    shown = slice(window, window + length.reference)
-    spoken = slice(4 * window, 4 * (window + length.reference))
+    latents = target["latents"]
+    chunk = _float(latents[offset : offset + length.chunk])
+    shown = slice(window.start, window.stop)
+    spoken = slice(4 * window.start, 4 * window.stop)
+    room = length.reference
     motion = chunk[: length.motion]
     background = np.asarray(target["still_tokens"])
     conditions = Conditions(
-        still=latents[:1] if offset else _float(target["still"]),
+        still=_float(latents[:1] if offset else target["still"]),
         still_tokens=np.ones_like(background) if offset else background,
         motion=motion if offset else np.zeros_like(motion),
         has_motion=np.bool_(offset > 0),
-        reference=_float(reference["reference"][shown]),
-        reference_tokens=reference["reference_tokens"][shown],
+        reference=_float(_filled(reference["reference"][shown], room)),
+        reference_tokens=_filled(reference["reference_tokens"][shown], room),
         text=_float(target["text"]),
         null_text=_float(null_text),
         audio=_float(target["audio"][rows]),
         has_audio=np.bool_(True),
-        reference_audio=_float(reference["reference_audio"][spoken]),
+        reference_audio=_float(_filled(reference["reference_audio"][spoken], 4 * room)),
         has_reference_audio=np.bool_(True),
     )
     return Batch(
@@ -148,6 +171,14 @@ def sync_example(
     window = slice(start, start + count)
     faces = people.crop_faces(frames[window], clip["face_boxes"][window], size, count)
     return Sync(faces, _float(mel[window]))
+
+
+def _filled(values: ndarray, length: int) -> ndarray:
+    """Zeros (false) after the rows that are there."""
+    missing = length - len(values)
+    if not missing:
+        return values
+    return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
 
 
 def _start(generator: np.random.Generator, length: int, count: int) -> int:

@@ -1,19 +1,25 @@
 """From a config to modules with weights: the only place that knows both."""
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from launch.weights_source import resolve
 from tavr_jax.encoders.face import FaceConfig, FaceNet
 from tavr_jax.encoders.lipsync import LipsyncConfig, SyncNet
+from tavr_jax.encoders.tensors import open_tensors
 from tavr_jax.encoders.vae import Codec, CodecConfig
 from tavr_jax.encoders.weights import load_network
-from tavr_jax.errors import InputError
+from tavr_jax.encoders.weights_vae import load_vae
 from tavr_jax.models.transformer import Transformer, TransformerConfig
 
+Network = TypeVar("Network", bound=nnx.Module)
+PACKAGED, UNTRAINED = "mini", "random"  # what a network may be named instead of a path
 ASSETS = resources.files("tavr_jax") / "assets" / "mini"
 
 
@@ -28,21 +34,35 @@ def abstract_transformer(config: ConfigDict) -> Transformer:
 
 
 def codec(config: ConfigDict) -> Codec:
-    """The video autoencoder named by networks.codec."""
-    empty = Codec(CodecConfig(**config.codec), rngs=nnx.Rngs(config.seed))
-    return _filled(empty, config.networks.codec, "codec")
+    """The video autoencoder named by networks.codec: ours, or a published Wan VAE."""
+
+    def make() -> Codec:
+        return Codec(CodecConfig(**config.codec), rngs=nnx.Rngs(config.seed))
+
+    source = config.networks.codec
+    if source not in (PACKAGED, UNTRAINED):
+        path = resolve(source, flag="--config.networks.codec")
+        if "encoder.conv_in.kernel" not in open_tensors(path):
+            return load_vae(path, nnx.eval_shape(make))
+    return _filled(make, source, "codec")
 
 
 def face_net(config: ConfigDict) -> FaceNet:
     """The reward's face network, named by networks.face."""
-    empty = FaceNet(FaceConfig(**config.face), rngs=nnx.Rngs(config.seed))
-    return _filled(empty, config.networks.face, "face")
+    sizes = FaceConfig(**config.face)
+    return _filled(
+        lambda: FaceNet(sizes, rngs=nnx.Rngs(config.seed)), config.networks.face, "face"
+    )
 
 
 def sync_net(config: ConfigDict) -> SyncNet:
-    """The lip-sync network named by networks.lipsync."""
-    empty = SyncNet(LipsyncConfig(**config.lipsync), rngs=nnx.Rngs(config.seed))
-    return _filled(empty, config.networks.lipsync, "lipsync")
+    """The lip-sync network, named by networks.lipsync."""
+    sizes = LipsyncConfig(**config.lipsync)
+    return _filled(
+        lambda: SyncNet(sizes, rngs=nnx.Rngs(config.seed)),
+        config.networks.lipsync,
+        "lipsync",
+    )
 
 
 def parameters(module: nnx.Module) -> int:
@@ -50,14 +70,11 @@ def parameters(module: nnx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
-def _filled(module: nnx.Module, source: str, name: str) -> nnx.Module:
-    """`source`: "mini" = the one in the package, "random" = untrained, else a file."""
-    if source == "random":
-        return module
-    path = Path(str(ASSETS / f"{name}.safetensors")) if source == "mini" else source
-    if not Path(path).is_file():
-        raise InputError(
-            f"networks.{name}: {path} is not there; give a .safetensors file written "
-            f"by launch.train --config configs/{name}.py:mini"
-        )
-    return load_network(path, module)
+def _filled(make: Callable[[], Network], source: str, name: str) -> Network:
+    """The network that `make` makes, with the weights of `source`."""
+    if source == UNTRAINED:
+        return make()
+    path = Path(str(ASSETS / f"{name}.safetensors"))
+    if source != PACKAGED:
+        path = resolve(source, flag=f"--config.networks.{name}")
+    return load_network(path, nnx.eval_shape(make))

@@ -3,20 +3,28 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from absl import flags
 from flax import nnx
+from jaxtyping import Float
 from ml_collections import ConfigDict
+from numpy import ndarray
+from tqdm import tqdm
 
-from configs import base
-from data_pipelines.prepare import encode
+from configs import base, cross_scene
 from launch import build
+from launch.weights_source import resolve
+from tavr_jax.encoders.tensors import open_tensors
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.encoders.weights_tavr import load_transformer
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation.generate import SamplerConfig
+from tavr_jax.parallel import sharding
+from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 from tavr_jax.training.checkpoint import load_params, read_config
 from tavr_jax.types import PyTree
 
+OFFICIAL = "tavr_14b"  # size of published weights without --config
 STAGES = ("same_scene", "cross_scene", "policy")
 
 
@@ -30,32 +38,37 @@ class Checkpoint(NamedTuple):
     fingerprint: str
 
 
+def find(name: str) -> Path:
+    """A workdir, published weights, or a name on the hub, as a path.
+
+    InputError: no such thing here, nor on the hub.
+    """
+    return resolve(name)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a checkpoint is somebody's weights, not a workdir of launch.train."""
+    ours = (path / "params").is_dir() or (_workdir(path) / "checkpoints").is_dir()
+    return path.is_file() or not ours
+
+
 def config_of(path: Path, given: ConfigDict | None, fields: dict) -> ConfigDict:
     """The config of a checkpoint: `given`, or the one of its workdir with `fields`.
 
-    InputError: no such checkpoint, no config for it, a stage without a transformer.
+    Published weights bring none: they are taken to be of the official size.
+    InputError: a config that does not fit, a stage without a transformer.
     """
-    if not path.exists():
-        raise InputError(
-            f"--checkpoint {path}: no such file or folder; give a workdir of "
-            "launch.train or a .safetensors file"
-        )
     if given is not None:
         config = given
-    elif path.is_file():
-        raise InputError(
-            f"--checkpoint {path}: a file brings no config; add --config, for example "
-            "--config configs/cross_scene.py:tavr_14b"
-        )
     else:
-        config = _stored_config(path)
+        official = is_published(path)
+        config = cross_scene.get_config(OFFICIAL) if official else stored_config(path)
         config.update_from_flattened_dict(fields)
     if config.stage not in STAGES:
         raise InputError(
             f"--checkpoint {path}: trained in stage {config.stage}, which has no "
             f"transformer; give one of {', '.join(STAGES)}"
         )
-    check_networks(config)
     return config
 
 
@@ -65,32 +78,34 @@ def flag_config() -> tuple[ConfigDict | None, dict]:
     return (flag.value if flag.present else None), flag.override_values
 
 
-def check_networks(config: ConfigDict) -> None:
-    """InputError where the model needs networks that cannot be had here."""
-    try:
-        encode.check_features(config)
-    except InputError as error:
-        raise InputError(
-            f"networks: the model of {config.name} reads what Wan2.1_VAE.pth, "
-            "models_t5_umt5-xxl-enc-bf16.pth and wav2vec2-xlsr-53-espeak-cv-ft make, "
-            "which this version cannot load; use a checkpoint of a mini config"
-        ) from error
-
-
 def load(path: Path, config: ConfigDict) -> Checkpoint:
-    """Weights of a workdir, of one of its steps, or of a published file.
+    """Weights of a workdir, of one of its steps, or of published files.
 
-    InputError names the tensor that is missing, unknown or of another shape.
+    They go straight to where config.parallel wants them, tensor by tensor. Published
+    ones keep the dtypes of their file. InputError names the tensor that is missing,
+    unknown or of another shape.
     """
-    if path.is_file():
-        model = build.transformer(config)
-        load_transformer(path, model, tuple(config.model.patch_size))
-        graph, weights = nnx.split(model, nnx.Param)
+    mesh = make_mesh(MeshConfig(**config.parallel))
+    graph, shapes = nnx.split(build.abstract_transformer(config), nnx.Param)
+    shapes = sharding.abstract(mesh, shapes)
+    if is_published(path):
+        model = nnx.merge(graph, shapes)
+        size = open_tensors(path).nbytes()
+        with tqdm(
+            total=size, desc="loading", unit="B", unit_scale=True, delay=1
+        ) as bar:
+            model = load_transformer(path, model, dtype="file", progress=bar.update)
+        weights = nnx.state(model, nnx.Param)
     else:
-        graph, abstract = nnx.split(build.abstract_transformer(config), nnx.Param)
-        weights = load_params(path, abstract)
+        weights = load_params(path, shapes, stored_dtypes=True)
     mark = fingerprint(nnx.merge(graph, weights))
     return Checkpoint(str(path), config, graph, weights, mark)
+
+
+def null_reference_audio(checkpoint: Checkpoint) -> Float[ndarray, "1 V"]:
+    """The learned row that the model hears where a reference has no sound."""
+    row = checkpoint.weights["null_reference_audio"][...]
+    return np.asarray(row, np.float32).reshape(1, -1)
 
 
 def provenance(
@@ -110,7 +125,7 @@ def provenance(
     }
 
 
-def _stored_config(path: Path) -> ConfigDict:
+def stored_config(path: Path) -> ConfigDict:
     """Of a workdir; fields that are younger than it have their value of today."""
     config = base.get_config().lock()
     stored = read_config(_workdir(path))

@@ -63,13 +63,21 @@ def run(main: Callable[[], None], doc: str, positional: int = 0) -> None:
 def _parse(argv: list[str], positional: int) -> None:
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow positional arguments
     try:
-        rest = flags.FLAGS(argv)[1:]
+        rest = flags.FLAGS([argv[0], *map(_underscored, argv[1:])])[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(_flag_error(error)) from error
     _check_config(argv)
     if len(rest) > positional:
         raise InputError(f"flags: unexpected argument {rest[positional]!r}; see --help")
     _positionals[:] = rest
+
+
+def _underscored(argument: str) -> str:
+    """--sample-dir=X and --sample_dir=X are the same flag."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or "." in name:
+        return argument
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _check_config(argv: list[str]) -> None:

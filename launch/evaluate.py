@@ -25,10 +25,10 @@ from ml_collections import ConfigDict
 from numpy import ndarray
 from tqdm import tqdm
 
-from data_pipelines import conditions, media
+from data_pipelines import conditions, media, video_files
 from data_pipelines.records import read_summary
 from data_pipelines.sources import Source
-from launch import build, checkpoints, cli
+from launch import build, checkpoints, cli, readers
 from launch.held_out import (
     MARKS,
     Material,
@@ -42,7 +42,7 @@ from launch.held_out import (
     read_sample,
 )
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, page
+from tavr_jax.evaluation import benchmark, generate, page
 
 DATASET = flags.DEFINE_string("dataset", None, "Dataset of launch.prepare_data.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Workdirs, in the order of the rows.")
@@ -81,8 +81,9 @@ def main() -> None:
     check_codec(source, codec)
     pairs = choose_pairs(source.rows, config.evaluation.pairs)
     judges, networks = make_judges(config)
-    rows = ours(loaded, codec)
-    ways = [*marks(codec), *rows]
+    made = generate.OutputConfig(**config.output)
+    rows = ours(loaded, codec, made)
+    ways = [*marks(codec, made), *rows]
 
     results = {
         "command": shlex.join(["python", "-m", "launch.evaluate", *sys.argv[1:]]),
@@ -117,7 +118,7 @@ def load_all(paths: Sequence[str]) -> list[checkpoints.Checkpoint]:
     """The checkpoints. InputError: unusable, or not comparable."""
     given, fields = checkpoints.flag_config()
     loaded = []
-    for path in map(Path, paths):
+    for path in map(checkpoints.find, paths):
         config = checkpoints.config_of(path, given, fields)
         loaded.append(checkpoints.load(path, config))
     first = loaded[0].config
@@ -145,6 +146,7 @@ def run(
 ) -> dict[str, list[benchmark.Scores]]:
     """Scores of every row on every sample; what is on disk and still true is kept."""
     truth = Path(TRUTH.value) if TRUTH.value else None
+    negative = readers.load_text(config).read(config.text.negative)
     common = {
         "version": benchmark.VERSION,
         "data": read_summary(source.root)["encoded"],
@@ -166,7 +168,9 @@ def run(
                 found = _stored(folder, way, made_with)
                 if found is None:
                     if sample is None:
-                        sample = read_sample(source, pair, index, config, truth)
+                        sample = read_sample(
+                            source, pair, index, config, negative, truth
+                        )
                         _write_inputs(folder, source, pair, sample, config)
                     found = _make(folder, way, sample, judges, made_with, config)
                 scores[way.name].append(found)
@@ -223,7 +227,7 @@ def _write(
     path: Path, frames: ndarray, wave: ndarray, config: ConfigDict, tags: dict
 ) -> None:
     rate, fps = config.speech.sample_rate, config.speech.fps
-    media.write_video(path, frames, fps, wave, rate, CRF, tags)
+    video_files.write_video(path, frames, fps, wave, rate, CRF, tags)
 
 
 # Showing

@@ -2,99 +2,170 @@
 
     python -m launch.generate --reference ref.mp4 --target scene.png \\
         --audio speech.wav --caption "..." --checkpoint CKPT --output out.mp4
+    python -m launch.generate --sample-dir DIR[,DIR...] --checkpoint CKPT \\
+        --output-dir OUT
 
 CKPT is a workdir of launch.train (its config and averaged weights are used; override
-fields as --config.sampler.steps=16), or a published .safetensors file with --config.
-The video is as long as the speech. Its metadata says that it is synthetic.
+fields as --config.sampler.steps=16), or published weights: a .safetensors file, the
+index of several, or a name on the Hugging Face hub such as HeyGenAI/TAVR; those are of
+the official size unless --config says otherwise. A sample folder holds ref.mp4,
+target.png, target_caption.json and target.mp3 or target.wav; a folder of such folders
+is all of them. Every flag of the release's infer.py is understood.
+
+The video is as long as the speech, whatever its length, and says in its metadata that
+it is synthetic. A run that was killed goes on at the chunk it was in.
 """
 
+import sys
 from pathlib import Path
 
 import jax
-from absl import flags
-from numpy import ndarray
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines import media
-from launch import build, checkpoints, cli, inputs
-from tavr_jax.diffusion import chunks
-from tavr_jax.encoders.vae import Codec
+from data_pipelines import detectors, features, video_files
+from data_pipelines.features import SpeechReader
+from launch import build, checkpoints, cli, generate_flags, inputs, readers, samples
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import generate
+from tavr_jax.evaluation.unfinished import Unfinished, digest
 
-REFERENCE = flags.DEFINE_string("reference", None, "Video of the person, any scene.")
-TARGET = flags.DEFINE_string(
-    "target", None, "Still of the target scene; of a video, frame 0."
-)
-AUDIO = flags.DEFINE_string("audio", None, "Speech; a sound or video file, any rate.")
-CAPTION = flags.DEFINE_string("caption", "", "What the video shows, in a sentence.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir or .safetensors file.")
-OUTPUT = flags.DEFINE_string("output", None, "The .mp4 to write.")
-SEED = flags.DEFINE_integer("seed", None, "Of the noise; config.seed if not given.")
-PERSON_BOX = flags.DEFINE_list(
-    "person_box",
-    None,
-    "Where the person is in the still: left,top,right,bottom in 0..1 of what is left "
-    "of it after cropping. Needed only where no face is found.",
-)
 cli.config_flag("configs/cross_scene.py:mini")
 
 
 def main() -> None:
-    """Read everything, then load, sample, decode, write."""
-    needed = (REFERENCE, TARGET, AUDIO, CHECKPOINT, OUTPUT)
-    if missing := [flag.name for flag in needed if not flag.value]:
-        raise InputError(f"flags: --{missing[0]} is missing (see --help)")
-    output, path = Path(OUTPUT.value), Path(CHECKPOINT.value)
-    inputs.check_output(output)
-    box = inputs.person_box(PERSON_BOX.value) if PERSON_BOX.value else None
+    """Read everything of a sample, then load, sample, decode and write."""
+    wanted, box = generate_flags.wanted(), generate_flags.person_box()
+    path = checkpoints.find(generate_flags.checkpoint())
     config = checkpoints.config_of(path, *checkpoints.flag_config())
-    settings = generate.SamplerConfig(**config.sampler)
-    seed = config.seed if SEED.value is None else SEED.value
-
-    wave = media.read_audio(AUDIO.value, config.speech.sample_rate)
-    rows, plan = inputs.plan_video(AUDIO.value, wave, config)
-    target = inputs.read_target(TARGET.value, box, config.prepare)
-    size = target.still.shape[:2]
-    reference = inputs.read_reference(REFERENCE.value, size, plan, config)
-    checkpoint = checkpoints.load(path, config)
-    codec = build.codec(config)
-    print(
-        f"{config.name}: {rows} frames in {plan.latents} latents, {len(plan.spans)} "
-        f"chunk(s) of {plan.size}, {settings.steps} steps each, seed {seed}"
+    generate_flags.apply(config)
+    finders = detectors.load(
+        config.networks.face_detector, config.networks.person_detector
     )
-    request = inputs.make_request(
-        codec, target, reference, wave, CAPTION.value, plan, config
-    )
-    if not request.reference_tokens.any():
+    speech = readers.load_speech(config)
+    first = inputs.read(wanted[0], speech, finders, box, config)
+    captions = _read_captions(wanted, speech, config)
+    studio = _Studio(path, config, generate_flags.seed(config))
+    failed = []
+    for number, sample in enumerate(wanted):
+        try:
+            material = first
+            if number:
+                material = inputs.read(sample, speech, finders, box, config)
+            studio.make(sample, material, captions[sample.caption])
+        except InputError as error:
+            if len(wanted) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(sample)
+        first = material = None
+    if failed:
         raise InputError(
-            f"--reference {REFERENCE.value}: no face in the frames that are used; cut "
-            "the video to where the person is seen"
+            f"--sample-dir: {len(failed)} of {len(wanted)} samples could not be made, "
+            "see above; the others are there"
         )
-    frames = sample(checkpoint, codec, request, plan, settings, seed)[:rows]
-    tags = checkpoints.provenance(checkpoint, fingerprint(codec), settings, seed)
-    rate, fps = config.speech.sample_rate, config.speech.fps
-    media.write_video(output, frames, fps, wave, rate, metadata=tags)
-    print(f"{output}: {rows} frames of {size[1]}x{size[0]}, {rows / fps:.2f} s")
 
 
-def sample(
-    checkpoint: checkpoints.Checkpoint,
-    codec: Codec,
-    request: generate.Request,
-    plan: chunks.Plan,
+class _Studio:
+    """Everything that is loaded once and makes one video after another."""
+
+    def __init__(self, path: Path, config: ConfigDict, seed: int):
+        self.config, self.seed = config, seed
+        self.settings = generate.SamplerConfig(**config.sampler)
+        self.output = generate.OutputConfig(**config.output)
+        self.checkpoint = checkpoints.load(path, config)
+        self.codec = build.codec(config)
+        self.bar: tqdm | None = None
+        self.sampler = generate.sampler(
+            self.checkpoint.graph, self.settings, lambda: self.bar.update()
+        )
+        codec = fingerprint(self.codec)
+        self.tags = checkpoints.provenance(
+            self.checkpoint, codec, self.settings, self.seed
+        )
+
+    def make(
+        self,
+        sample: samples.Sample,
+        material: inputs.Material,
+        captions: inputs.Captions,
+    ) -> None:
+        """One video, from what was read to the file."""
+        config, plan = self.config, material.plan
+        null = checkpoints.null_reference_audio(self.checkpoint)
+        request = inputs.request(self.codec, material, captions, null, config)
+        kept = Unfinished(
+            sample.output.with_name(f".{sample.output.name}.unfinished"),
+            self.tags | {"request": digest(request), "frames": str(plan.frames)},
+        )
+        written, fps = material.driving.written, config.speech.fps
+        print(_plan_line(config.name, material, self.settings, self.seed, len(kept)))
+        count, steps = len(plan.spans), self.settings.steps
+        self.bar = tqdm(
+            total=count * steps,
+            initial=len(kept) * steps,
+            desc="sampling",
+            unit="step",
+            mininterval=2,
+        )
+        pieces = generate.pieces(
+            self.sampler,
+            self.checkpoint.weights,
+            request,
+            plan,
+            jax.random.key(self.seed),
+            kept,
+        )
+        with self.bar:
+            frames = generate.frames(self.codec, pieces, written, self.output)
+            video_files.write_video(
+                sample.output,
+                frames,
+                fps,
+                sound=sample.audio,
+                crf=self.output.crf,
+                metadata=self.tags,
+            )
+            jax.effects_barrier()
+        kept.remove()
+        rows, columns = material.target.still.shape[:2]
+        print(
+            f"{sample.output}: {written} frames of {columns}x{rows}, "
+            f"{written / fps:.2f} s"
+        )
+
+
+def _read_captions(
+    wanted: list[samples.Sample], speech: SpeechReader, config: ConfigDict
+) -> dict[str, inputs.Captions]:
+    """Rows of every caption. The text network is gone when this returns: it and the
+    transformer need not fit into memory together."""
+    reader = readers.load_text(config)
+    features.check(features.Readers(speech, reader), config)
+    nothing, negative = reader.read(""), reader.read(config.text.negative)
+    return {
+        caption: inputs.Captions(reader.read(caption), nothing, negative)
+        for caption in {sample.caption for sample in wanted}
+    }
+
+
+def _plan_line(
+    name: str,
+    material: inputs.Material,
     settings: generate.SamplerConfig,
     seed: int,
-) -> ndarray:
-    """Frames of the request, with a progress bar over all steps of all chunks."""
-    steps = len(plan.spans) * settings.steps
-    with tqdm(total=steps, desc="sampling", unit="step", mininterval=2) as bar:
-        sampler = generate.sampler(checkpoint.graph, settings, bar.update)
-        key = jax.random.key(seed)
-        latents = generate.latents(sampler, checkpoint.weights, request, plan, key)
-        jax.effects_barrier()
-    return generate.decode(codec, latents, plan.frames)
+    kept: int,
+) -> str:
+    plan = material.plan
+    spans = ", ".join(f"{s.start}-{s.stop - 1}" for s in plan.spans[:4])
+    more = f" ... {plan.latents - 1}" if len(plan.spans) > 4 else ""
+    again = f", {kept} of them kept from a run that was stopped" if kept else ""
+    return (
+        f"{name}: {material.driving.written} frames in {plan.latents} latents, "
+        f"{len(plan.spans)} chunk(s) of {plan.size} (latents {spans}{more}), "
+        f"{settings.steps} steps each, seed {seed}{again}"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray
 
@@ -20,7 +20,6 @@ from data_pipelines.records import Row
 from data_pipelines.sources import Source
 from launch import build, checkpoints
 from tavr_jax.diffusion import chunks
-from tavr_jax.encoders.text import TextConfig, embed
 from tavr_jax.encoders.vae import Codec
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.errors import InputError
@@ -80,9 +79,14 @@ def choose_pairs(rows: Sequence[Row], count: int) -> list[Pair]:
 
 
 def read_sample(
-    source: Source, pair: Pair, index: int, config: ConfigDict, truth: Path | None
+    source: Source,
+    pair: Pair,
+    index: int,
+    config: ConfigDict,
+    negative: Float[ndarray, "L E"],
+    truth: Path | None,
 ) -> Material:
-    """One sample, at most evaluation.frames long.
+    """One sample, at most evaluation.frames long. `negative`: rows of text.negative.
 
     InputError: the reference is shorter than the model needs, `truth` lacks the clip.
     """
@@ -111,7 +115,7 @@ def read_sample(
         reference_audio=reference["reference_audio"][4 * start : 4 * end],
         text=target["text"],
         null_text=source.null_text,
-        negative_text=embed(config.text.negative, TextConfig(**config.text)),
+        negative_text=negative,
         audio=target["audio"][: plan.frames],
     )
     known = benchmark.Truth(
@@ -138,14 +142,13 @@ def check_codec(source: Source, codec: Codec) -> None:
         )
 
 
-def marks(codec: Codec) -> list[Way]:
+def marks(codec: Codec, output: generate.OutputConfig) -> list[Way]:
     """The rows that are no checkpoint."""
     name = fingerprint(codec)
 
     def reconstruct(sample: Material) -> ndarray:
-        return generate.decode(
-            codec, jnp.asarray(sample.latents)[None], sample.plan.frames
-        )
+        latents = jnp.asarray(sample.latents, jnp.float32)[None]
+        return generate.decode(codec, latents, sample.plan.frames, output)
 
     def repeat(sample: Material) -> ndarray:
         return sample.truth.frames[:1].repeat(sample.plan.frames, axis=0)
@@ -161,7 +164,11 @@ def marks(codec: Codec) -> list[Way]:
     ]
 
 
-def ours(loaded: Sequence[checkpoints.Checkpoint], codec: Codec) -> list[Way]:
+def ours(
+    loaded: Sequence[checkpoints.Checkpoint],
+    codec: Codec,
+    output: generate.OutputConfig,
+) -> list[Way]:
     """A row for every checkpoint; one compiled sampler for all of one size."""
     samplers: dict[Any, generate.Sampler] = {}
     ways: list[Way] = []
@@ -177,7 +184,7 @@ def ours(loaded: Sequence[checkpoints.Checkpoint], codec: Codec) -> list[Way]:
             key = jax.random.fold_in(key, sample.index)
             weights, plan = checkpoint.weights, sample.plan
             latents = generate.latents(sampler, weights, sample.request, plan, key)
-            return generate.decode(codec, latents, plan.frames)
+            return generate.decode(codec, latents, plan.frames, output)
 
         name = checkpoint.config.name
         if names.count(name) > 1:

@@ -1,219 +1,218 @@
-"""What a user hands to launch.generate, read and checked before the long work."""
+"""What a user hands to launch.generate, read and checked before the long work.
 
-import os
-from itertools import islice
-from pathlib import Path
+A scene with nobody in it (ours): the person is put where the first reference has them.
+Several references are one person in several clips (ours): each gives its share of the
+reference latents, the first ones one more where they do not divide, in the order they
+are named; a silent clip beside others is told as the learned null.
+"""
+
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from numpy import ndarray
 
-from data_pipelines import conditions, media, people
-from data_pipelines.prepare.encode import PREFIX_ROWS
+from data_pipelines import (
+    conditions,
+    containers,
+    media,
+    reference,
+    reference_sound,
+    speech_rows,
+    still,
+)
+from data_pipelines.detectors import Detectors
+from data_pipelines.features import Driving, SpeechReader
+from data_pipelines.reference import FPS
+from launch.samples import Sample
 from tavr_jax.diffusion import chunks
-from tavr_jax.encoders.speech import SpeechConfig, log_mel
-from tavr_jax.encoders.text import TextConfig, embed
-from tavr_jax.encoders.vae import Codec, encode_reference
+from tavr_jax.encoders.vae import Codec
+from tavr_jax.encoders.vae_stream import encode_reference_stream, encode_stream
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import generate
 
 
-class Reference(NamedTuple):
-    """Footage of the person, from its start."""
+class Material(NamedTuple):
+    """One sample, read: all that is needed to make its video, but for captions."""
 
-    frames: ndarray  # uint8 (F, Y, X, 3) at bucket size
-    track: people.FaceTrack
-    wave: ndarray | None  # None: no sound track
-
-
-class Target(NamedTuple):
-    """The scene, at bucket size."""
-
-    still: ndarray  # uint8 (Y, X, 3)
-    person: ndarray  # one box or several, (n, 4) in 0..1
+    driving: Driving
+    plan: chunks.Plan
+    target: still.Target
+    clips: tuple[reference.Clip, ...]
+    heard: tuple[ndarray | None, ...]  # rows of each clip's sound; None: silent
 
 
-def check_output(path: Path) -> None:
-    """InputError before the long work, not after it."""
-    if path.suffix.lower() != ".mp4":
-        raise InputError(f"--output {path}: video is written as .mp4; give such a name")
-    folder = next(p for p in path.absolute().parents if p.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(
-            f"--output {path}: {folder} cannot be written to; give another"
-        )
+class Captions(NamedTuple):
+    """Rows of the texts of a sample."""
+
+    caption: Float[ndarray, "L E"]
+    nothing: Float[ndarray, "L E"]
+    negative: Float[ndarray, "L E"]
 
 
-def person_box(values: list[str]) -> ndarray:
-    """`--person_box` as left, top, right, bottom. InputError: not such a box."""
+def read(
+    sample: Sample,
+    speech: SpeechReader,
+    detectors: Detectors,
+    box: Float[ndarray, "4"] | None,
+    config: ConfigDict,
+) -> Material:
+    """Everything of one sample. InputError names the file that cannot be used."""
+    wave = media.read_audio(sample.audio, config.speech.sample_rate)
+    driving = speech.driving(wave)
+    plan = _plan(sample.audio, driving.frames, len(wave), config)
+    if sample.empty_scene:
+        picture = still.read_picture(sample.target)
+        bucket = conditions.bucket_of(*picture.shape[:2], config.prepare)
+        clips = _references(sample, bucket, plan, detectors, config)
+        box = place(clips[0], bucket) if box is None else box
+        target = still.read_target(sample.target, config.prepare, detectors, box)
+    else:
+        target = still.read_target(sample.target, config.prepare, detectors, box)
+        clips = _references(sample, target.still.shape[:2], plan, detectors, config)
+    heard = tuple(
+        _heard(path, clip, speech, config)
+        for path, clip in zip(sample.references, clips, strict=True)
+    )
+    _tell(sample, target, clips, heard)
+    return Material(driving, plan, target, clips, heard)
+
+
+def request(
+    codec: Codec,
+    material: Material,
+    captions: Captions,
+    null_row: Float[ndarray, "1 V"],
+    config: ConfigDict,
+) -> generate.Request:
+    """Encode what was read. `null_row` is what the model hears where there is nothing.
+
+    The codec works in steps, so a long reference costs no more memory than a short one.
+    """
+    step, target = config.output.decode_latents, material.target
+    grey = conditions.grey_person(target.still, target.person)
+    (scene,) = encode_stream(codec, [grey[None, None]], step=step)
+    latents = [_latents(codec, clip, step) for clip in material.clips]
+    return generate.Request(
+        still=np.asarray(scene)[0],
+        still_tokens=conditions.still_tokens(target.person),
+        reference=np.concatenate(latents),
+        reference_tokens=np.concatenate([clip.tokens for clip in material.clips]),
+        reference_audio=_reference_audio(material, null_row),
+        text=captions.caption,
+        null_text=captions.nothing,
+        negative_text=captions.negative,
+        audio=material.driving.rows,
+    )
+
+
+def _plan(path: str, frames: int, samples: int, config: ConfigDict) -> chunks.Plan:
+    size, motion = config.model.num_video_latents, config.chunks.motion_latents
     try:
-        box = np.array([float(value) for value in values], np.float32)
-        left, top, right, bottom = box
-        sound = 0 <= left < right <= 1 and 0 <= top < bottom <= 1
-    except ValueError:
-        sound = False
-    if not sound:
-        raise InputError(
-            f"--person_box {','.join(values)}: give left,top,right,bottom, each in "
-            "0..1, left < right, top < bottom"
-        )
-    return box
-
-
-def plan_video(path: str, wave: ndarray, config: ConfigDict) -> tuple[int, chunks.Plan]:
-    """Frames of the video, and its chunks. InputError: the speech is too short."""
-    rows = len(wave) * config.speech.fps // config.speech.sample_rate
-    frames, size = generate.num_frames(rows), config.model.num_video_latents
-    motion, tail = config.chunks.motion_latents, config.chunks.canvas_tail
-    try:
-        return rows, chunks.plan(frames, size, motion, tail)
+        return chunks.plan(frames, size, motion, config.chunks.canvas_tail)
     except InputError as error:
-        seconds = len(wave) / config.speech.sample_rate
+        seconds = samples / config.speech.sample_rate
         raise InputError(
             f"--audio {path}: {seconds:.2f} s of speech are too short for a video; "
             f"give at least {(4 * motion + 1) / config.speech.fps:.2f} s"
         ) from error
 
 
-def read_target(path: str, box: ndarray | None, prepare: ConfigDict) -> Target:
-    """The still at bucket size, and where its person is; of a video, frame 0.
-
-    InputError: no picture, no face in it and no box given.
-    """
-    still = _picture(path)
-    bucket = conditions.bucket_of(*still.shape[:2], prepare)
-    view = _window(still, bucket)
-    if box is None:
-        faces = people.find_faces(view)
-        if not len(faces):
-            raise InputError(
-                f"--target {path}: no face found in the still; give a still with the "
-                "person in it, or say where the person will be: "
-                "--person_box left,top,right,bottom in 0..1"
-            )
-        area = (faces[:, 2:] - faces[:, :2]).prod(axis=1)
-        person = conditions.person_box_from_face(faces[area.argmax()])
-    else:
-        person = box[None]
-    found = conditions.still_mask(person, bucket)
-    rows, columns = still.shape[:2]
-    print(
-        f"target {path}: {columns}x{rows} -> {bucket[1]}x{bucket[0]}, "
-        f"{found.mean():.0%} of it masked as the person"
-    )
-    return Target(media.cover_resize(view[None], bucket)[0], person)
-
-
-def read_reference(
-    path: str, bucket: tuple[int, int], plan: chunks.Plan, config: ConfigDict
-) -> Reference:
-    """Frames, face track and sound of the reference.
-
-    InputError: not a video, too short, no face.
-    """
-    fps, every = config.speech.fps, config.prepare.detect_every
-    limit = max(plan.frames + 200, 100)  # as released [TAVR_SPEC 9-3]
-    has_audio = media.probe(path).has_audio
-    frames, found = [], []
-    for index, frame in enumerate(islice(media.iterate_frames(path, fps), limit)):
-        view = _window(frame, bucket)
-        if index % every == 0:
-            found.append(people.find_faces(view))
-        frames.append(media.cover_resize(view[None], bucket)[0])
-    needed = 4 * config.model.num_videoref_latents
-    if len(frames) < needed:
-        raise InputError(
-            f"--reference {path}: {len(frames)} frames at {fps} fps, {needed} are "
-            f"needed; give at least {needed / fps:.2f} s of the person"
-        )
-    track = people.link_faces(found, every, len(frames))
-    if not track.coverage:
-        raise InputError(
-            f"--reference {path}: no face found; give a video that shows the person's "
-            "face in the middle, as large as a tenth of the frame or more"
-        )
-    wave = media.read_audio(path, config.speech.sample_rate) if has_audio else None
-    sound = "with sound" if has_audio else "no sound"
-    print(
-        f"reference {path}: {len(frames)} frames, {sound}, a face in "
-        f"{track.coverage:.0%} of those searched"
-    )
-    return Reference(np.stack(frames), track, wave)
-
-
-def make_request(
-    codec: Codec,
-    target: Target,
-    reference: Reference,
-    wave: ndarray,
-    caption: str,
+def _references(
+    sample: Sample,
+    bucket: tuple[int, int],
     plan: chunks.Plan,
+    detectors: Detectors,
     config: ConfigDict,
-) -> generate.Request:
-    """Encode everything: the still, a window of the reference, speech and caption."""
-    size, text = target.still.shape[:2], TextConfig(**config.text)
-    person = conditions.still_mask(target.person, size)
-    start, end = conditions.reference_window(
-        len(reference.frames) // 4, len(plan.spans), config.model.num_videoref_latents
-    )
-    # The codec is causal: frames after the window cannot change it.
-    shown = _signed(reference.frames[: 4 * end])
-    speech = SpeechConfig(**config.speech)
-    spoken = None
-    if reference.wave is not None:
-        track = log_mel(reference.wave, len(reference.frames), speech)
-        track = np.concatenate([track[:1].repeat(PREFIX_ROWS, axis=0), track])
-        spoken = track[4 * start : 4 * end]
-    graph, weights = nnx.split(codec)
-
-    @jax.jit
-    def encode(weights, still, shown):
-        codec = nnx.merge(graph, weights)
-        return codec.encode(still)[0], encode_reference(codec, shown)[0]
-
-    grey = conditions.grey_person(target.still, person)
-    still, latents = encode(weights, grey[None, None], shown[None])
-    return generate.Request(
-        still=np.asarray(still),
-        still_tokens=conditions.still_tokens(person),
-        reference=np.asarray(latents)[start:end],
-        reference_tokens=conditions.face_tokens(reference.track.boxes, size)[start:end],
-        reference_audio=spoken,
-        text=embed(caption, text),
-        null_text=embed("", text),
-        negative_text=embed(config.text.negative, text),
-        audio=log_mel(wave, plan.frames, speech),
-    )
-
-
-def _picture(path: str) -> ndarray:
-    try:
-        return media.read_image(path)
-    except InputError:
-        if not Path(path).is_file():
-            raise
-    try:
-        return next(media.iterate_frames(path, 1.0))
-    except InputError as error:
+) -> tuple[reference.Clip, ...]:
+    wanted, count = config.model.num_videoref_latents, len(sample.references)
+    if wanted < count:
         raise InputError(
-            f"--target {path}: neither a picture nor a video; give a png or jpeg"
-        ) from error
-
-
-def _window(frame: ndarray, bucket: tuple[int, int]) -> ndarray:
-    """The centre of a frame with the bucket's proportions, at its own resolution."""
-    height, width = frame.shape[:2]
-    scale = max(bucket[0] / height, bucket[1] / width)
-    size = tuple(
-        min(have, round(want / scale))
-        for have, want in zip((height, width), bucket, strict=True)
+            f"--reference: {count} clips for {wanted} reference latents; give fewer "
+            f"clips, or --reference_frames {4 * count} or more"
+        )
+    return tuple(
+        reference.read(
+            path,
+            bucket,
+            detectors,
+            num_frames=plan.frames,
+            chunks=len(plan.spans),
+            latents=wanted // count + (index < wanted % count),
+            colours=containers.COLOURS[config.prepare.released_colours],
+        )
+        for index, path in enumerate(sample.references)
     )
-    top, left = ((a - b) // 2 for a, b in zip((height, width), size, strict=True))
-    return frame[top : top + size[0], left : left + size[1]]
 
 
-def _signed(pixels: ndarray) -> ndarray:
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+def _heard(
+    path: str, clip: reference.Clip, speech: SpeechReader, config: ConfigDict
+) -> ndarray | None:
+    """Rows of a clip that has exactly one sound track. [TAVR_SPEC 4]"""
+    if clip.sound_tracks != 1:
+        return None
+    rate = config.speech.sample_rate
+    if config.output.exact_release:
+        # its way through a lossy mp3, which the features notice
+        seconds = min(clip.seconds, clip.count / FPS + speech_rows.EXTRA_REFERENCE)
+        wave = reference_sound.read_as_released(path, seconds, rate)
+    else:
+        wave = media.read_audio(path, rate)[: round(clip.seconds * rate)]
+    return speech.reference(wave, clip.count)
+
+
+def _reference_audio(
+    material: Material, null: Float[ndarray, "1 V"]
+) -> Float[ndarray, "Q V"] | None:
+    if all(rows is None for rows in material.heard):
+        return None
+    found = []
+    for clip, rows in zip(material.clips, material.heard, strict=True):
+        rows = null if rows is None else rows
+        track = speech_rows.reference_track(rows, clip.count, null)
+        found.append(speech_rows.reference_window(track, *clip.window))
+    return np.concatenate(found)
+
+
+def _latents(codec: Codec, clip: reference.Clip, step: int) -> ndarray:
+    start, end = clip.window
+    span = conditions.SPAN * step
+    blocks = (
+        clip.frames[None, i : i + span].astype(np.float32)
+        for i in range(0, len(clip.frames), span)
+    )
+    found = encode_reference_stream(codec, blocks, step=step)
+    return np.concatenate([np.asarray(part)[0] for part in found])[start:end]
+
+
+def place(clip: reference.Clip, bucket: tuple[int, int]) -> Float[ndarray, "n 4"]:
+    """Head and shoulders where the reference has its first face, in 0..1 (ours)."""
+    rows, columns = bucket
+    seen = clip.faces[clip.faces[:, 2] > clip.faces[:, 0]][0]
+    # the region reaches further up than a face box: so does the head around it
+    return conditions.person_box_from_face(seen / [columns, rows, columns, rows])
+
+
+def _tell(
+    sample: Sample,
+    target: still.Target,
+    clips: tuple[reference.Clip, ...],
+    heard: tuple[ndarray | None, ...],
+) -> None:
+    (rows, columns), (height, width) = target.still.shape[:2], target.size
+    print(
+        f"target {sample.target}: {width}x{height} -> {columns}x{rows}, "
+        f"{target.person.mean():.0%} of it masked as the person"
+    )
+    for path, clip, sound in zip(sample.references, clips, heard, strict=True):
+        start, end = (conditions.SPAN * edge / FPS for edge in clip.window)
+        cut = "whole picture"
+        if clip.crop is not None:
+            left, top, width, height = clip.crop
+            cut = f"cut to {width}x{height} at {left},{top}"
+        print(
+            f"reference {path}: {start:.2f} to {end:.2f} s, {cut}, a face in "
+            f"{clip.coverage:.0%} of the frames, "
+            f"{'no sound' if sound is None else 'with sound'}"
+        )

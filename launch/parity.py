@@ -26,7 +26,14 @@ from absl import flags
 from launch import (
     cli,
     parity_forward,
+    parity_media,
+    parity_metrics,
     parity_sampling,
+    parity_schedulers,
+    parity_speech,
+    parity_text,
+    parity_vae,
+    parity_wan,
 )
 from launch.parity_oracle import Check, Oracle
 from tavr_jax.errors import InputError
@@ -45,6 +52,22 @@ REPLAYS: tuple[tuple[str, Replay], ...] = (
     ("schedule", parity_sampling.replay_schedule),
     ("sampler", parity_sampling.replay_sampler),
     ("chunking", parity_sampling.replay_chunking),
+    ("audio", parity_speech.replay_audio),
+    ("masks", parity_media.replay_masks),
+    ("reference", parity_media.replay_reference),
+    ("media", parity_media.replay_media),
+    ("text", parity_text.replay_text),
+    ("umt5", parity_text.replay_umt5),
+    ("vae", parity_vae.replay_vae),
+    ("dit_*/cases", parity_wan.replay_dit),
+    ("vae*/cases", parity_vae.replay_wan_vae),
+    ("umt5*/cases", parity_text.replay_wan_umt5),
+    ("wav2vec2*/cases", parity_speech.replay_wav2vec2),
+    ("whisper*/cases", parity_speech.replay_whisper),
+    ("audio/cases", parity_speech.replay_wan_audio),
+    ("schedulers/cases", parity_schedulers.replay_schedulers),
+    ("flow_grpo/cases", parity_schedulers.replay_flow_grpo),
+    ("metrics/cases", parity_metrics.replay_metrics),
 )
 BFLOAT16: tuple[tuple[str, Replay], ...] = (
     ("forward", parity_forward.replay_bfloat16),

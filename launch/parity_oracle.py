@@ -20,7 +20,7 @@ from flax import nnx
 
 from data_pipelines.conditions import still_tokens
 from tavr_jax.diffusion import guidance
-from tavr_jax.encoders.tensors import read_tensors
+from tavr_jax.encoders.tensors import open_tensors
 from tavr_jax.encoders.weights_tavr import load_transformer
 from tavr_jax.errors import InputError
 from tavr_jax.models.transformer import Transformer, TransformerConfig
@@ -124,7 +124,7 @@ def load_model(oracle: Oracle, file: str, dtype: str = "float32") -> Transformer
     """The network of config.json's sizes with a file's weights, strict both ways."""
     path = oracle.folder / file
     sizes = dict(oracle.config["transformer"])
-    layers = [re.match(r"blocks\.(\d+)\.", name) for name in read_tensors(path)]
+    layers = [re.match(r"blocks\.(\d+)\.", name) for name in open_tensors(path)]
     sizes["num_layers"] = 1 + max(int(m[1]) for m in layers if m)
     sizes["patch_size"] = tuple(sizes["patch_size"])
     ours = {
@@ -140,9 +140,8 @@ def load_model(oracle: Oracle, file: str, dtype: str = "float32") -> Transformer
             f"{oracle.folder}/config.json: transformer.{missing[0]} is missing"
         )
     config = TransformerConfig(**{name: sizes[name] for name in fields}, **ours)
-    model = Transformer(config, rngs=nnx.Rngs(0))
-    load_transformer(path, model, config.patch_size)
-    return model
+    empty = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    return load_transformer(path, empty, dtype="file")
 
 
 def to_ours(array: np.ndarray) -> jnp.ndarray:

@@ -101,7 +101,7 @@ def replay_chunking(oracle: Oracle) -> list[Check]:
         return np.array([(f, i, *make(int(f)).spans[i]) for f, i in rows])
 
     def windows() -> np.ndarray:
-        track = jnp.asarray(oracle["slice_track"])[None, :, None]
+        track = oracle["slice_track"][None, :, None]
         found = [chunks.audio_window(track, i, size, MOTION) for i in (0, 0, 1)]
         return np.stack([np.asarray(w)[0, :, 0] for w in found])
 
@@ -156,7 +156,7 @@ class _Run(NamedTuple):
     grid: schedule.Schedule
     conditions: Conditions
     noise: jnp.ndarray
-    extra: jnp.ndarray
+    everything: jnp.ndarray  # the noise, and what completes the last chunk
 
 
 def _prepare(oracle: Oracle, model: Transformer, run: str, settings: dict) -> _Run:
@@ -164,9 +164,10 @@ def _prepare(oracle: Oracle, model: Transformer, run: str, settings: dict) -> _R
         settings["num_frames"], model.config.num_video_latents, MOTION, TAIL
     )
     noise = to_ours(oracle[f"{run}_canvas_noise"])
-    extra = noise[:, :0]
+    everything = noise
     if f"{run}_extra_noise" in oracle:
         extra = to_ours(oracle[f"{run}_extra_noise"])
+        everything = jnp.concatenate([noise, extra], axis=1)
     masks, _ = valid_tokens(
         oracle["face_tokens"], oracle["foreground"], model.config.num_video_latents
     )
@@ -175,7 +176,7 @@ def _prepare(oracle: Oracle, model: Transformer, run: str, settings: dict) -> _R
         has_reference_audio=jnp.array([bool(settings["ref_audio"])]),
     )
     grid = schedule.unipc(settings["steps"], settings["shift"])
-    return _Run(plan, grid, conditions, noise, extra)
+    return _Run(plan, grid, conditions, noise, everything)
 
 
 def _velocity(oracle, model, settings, conditions) -> sampler.StepVelocity:
@@ -202,23 +203,28 @@ def _run(oracle, model, run, settings, rounded) -> np.ndarray:
         velocity = _velocity(oracle, model, settings, conditions)
         return sampler.unipc_sample(velocity, noise, prepared.grid, rounded)
 
-    track = prepared.conditions.audio
-    finished = chunks.generate(
-        denoise, prepared.conditions, track, prepared.noise, prepared.extra,
-        prepared.plan,
-    )  # fmt: skip
-    return to_theirs(chunks.stitch(prepared.noise, finished))
+    track, plan = np.asarray(prepared.conditions.audio), prepared.plan
+
+    def noise(start: int) -> jnp.ndarray:
+        return prepared.everything[:, start : start + plan.size]
+
+    finished = chunks.generate(denoise, prepared.conditions, track, noise, plan)
+    # The release keeps the whole canvas: what no chunk reaches remains noise.
+    canvas = prepared.noise
+    for span, chunk in finished:
+        piece = chunk[:, span.skip : span.skip + span.stop - span.start]
+        canvas = canvas.at[:, span.start : span.stop].set(piece)
+    return to_theirs(canvas)
 
 
 def _trace(oracle, model, run, settings) -> tuple[np.ndarray, ...]:
     """Guided prediction, chunk before and chunk after each step of chunk 0."""
     prepared = _prepare(oracle, model, run, settings)
     plan, grid = prepared.plan, prepared.grid
-    track = prepared.conditions.audio
+    track = np.asarray(prepared.conditions.audio)
     told = chunks.chunk_conditions(prepared.conditions, track, plan, 0, None, None)
     velocity = _velocity(oracle, model, settings, told)
-    everything = jnp.concatenate([prepared.noise, prepared.extra], axis=1)
-    state = sampler.unipc_start(everything[:, : plan.size])
+    state = sampler.unipc_start(prepared.everything[:, : plan.size])
     found: tuple[list, list, list] = ([], [], [])
     rows = jnp.asarray(sampler.unipc_coefficients(grid.sigmas))
     for i, (t, sigma, row) in enumerate(

@@ -1,47 +1,91 @@
-"""A folder of videos -> a dataset that launch.train reads.
+"""Footage -> a dataset that launch.train reads.
 
     python -m launch.prepare_data --source FOLDER --output DATASET
+    python -m launch.prepare_data --verify DATASET
 
     FOLDER/<person>/<scene>.mp4    people seen in several scenes make cross-scene pairs
-    FOLDER/x.mp4                   person x in scene x
+    FOLDER/x.mp4                   person and scene unknown: found out by face and look
+    MANIFEST.csv | .jsonl | .json  instead of a folder: see prepare/importers.py
 
 A run that was stopped goes on where it was. A run with nothing new does nothing; one
 with another codec only encodes again. DATASET is replaced as a whole, at the end.
-What was left out, and why, is in DATASET/rejects.jsonl.
+What was left out, and why, is in DATASET/rejects.jsonl and on DATASET/summary.html.
+
+Where one machine is not enough, Apache Beam does the work per video elsewhere: --beam
+gives it one of its pipeline options, and --source and --exchange must be seen by all.
+Identities, records and latents are made here, where DATASET is.
+
+    --source=gs://BUCKET/videos --beam=--runner=DataflowRunner --beam=--project=P
+    --beam=--region=R --beam=--temp_location=gs://BUCKET/tmp
+    --beam=--setup_file=./setup.py --exchange=gs://BUCKET/work
 """
 
 import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 from absl import flags
 
 from data_pipelines import records
-from data_pipelines.prepare import dataset
+from data_pipelines.prepare import checksums, dataset, remote
+from data_pipelines.prepare.pipeline import Runner
 from launch import cli
 from tavr_jax.errors import InputError
 
-SOURCE = flags.DEFINE_string("source", None, "Folder of videos.")
+SOURCE = flags.DEFINE_string("source", None, "Folder of videos, or a manifest.")
 OUTPUT = flags.DEFINE_string("output", None, "Dataset folder to make or bring up to.")
+VERIFY = flags.DEFINE_string("verify", None, "Check a dataset's checksums, only that.")
 CODEC = flags.DEFINE_string(
     "codec", None, "mini, random or a file: overrides config.networks.codec."
+)
+BEAM = flags.DEFINE_multi_string("beam", [], "An option of Apache Beam's; repeatable.")
+EXCHANGE = flags.DEFINE_string(
+    "exchange", "", "Folder or bucket that Beam's machines write clips to."
 )
 CONFIG = cli.config_flag("configs/same_scene.py:mini")
 
 
 def main() -> None:
     """Read the flags, prepare, say what was kept."""
-    # Not at the top: worker processes import this module, and need no networks.
-    from launch import build
-
+    if VERIFY.value:
+        count = checksums.verify(Path(VERIFY.value))
+        print(f"{VERIFY.value}: all {count} files are as they were written")
+        return
     if not SOURCE.value or not OUTPUT.value:
         raise InputError("flags: --source FOLDER and --output DATASET are needed")
+    if EXCHANGE.value and not BEAM.value:
+        raise InputError("flags: --exchange is for --beam; give both or none")
     config, output = CONFIG.value, Path(OUTPUT.value)
     if CODEC.value:
         config.networks.codec = CODEC.value
     cli.enable_compilation_cache()
-    dataset.prepare(Path(SOURCE.value), output, config, build.codec(config))
+    networks = _networks(config)
+    if remote.is_url(SOURCE.value):
+        _prepare_bucket(SOURCE.value, output, config, networks)
+    else:
+        runner = Runner(BEAM.value, EXCHANGE.value)
+        dataset.prepare(Path(SOURCE.value), output, config, networks, runner)
     _tell(output)
+
+
+def _prepare_bucket(url: str, output: Path, config, networks) -> None:
+    if not BEAM.value:
+        raise InputError(
+            f"--source {url}: buckets are read by Beam; give "
+            "--beam=--runner=DirectRunner or another runner"
+        )
+    runner = Runner(BEAM.value, EXCHANGE.value, url)
+    with tempfile.TemporaryDirectory() as folder:
+        remote.listing(url, Path(folder))
+        dataset.prepare(Path(folder), output, config, networks, runner)
+
+
+def _networks(config) -> dataset.Networks:
+    from launch import build, face_networks, readers  # not needed to verify
+
+    codec, heard = build.codec(config), readers.load(config)
+    return dataset.Networks(codec, heard, face_networks.load(config))
 
 
 def _tell(output: Path) -> None:

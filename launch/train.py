@@ -26,6 +26,8 @@ from ml_collections import ConfigDict
 from data_pipelines import loader
 from data_pipelines.sources import Source
 from launch import build, cli
+from launch.checkpoints import is_published
+from launch.weights_source import resolve
 from tavr_jax.diffusion.guidance import Network
 from tavr_jax.encoders import lipsync
 from tavr_jax.encoders.face import FaceConfig, FaceNet
@@ -137,28 +139,23 @@ def seeded(config: ConfigDict) -> nnx.Module:
 def start_params(config: ConfigDict, abstract: PyTree) -> PyTree:
     """Parameters of init_from, or seeded ones, on the shardings of `abstract`.
 
-    init_from: a workdir or one of its checkpoints/<step> (averaged weights), or a
-    .safetensors file: the published transformer, or a network that we exported.
+    init_from: a workdir or one of its checkpoints/<step> (averaged weights), published
+    weights of the transformer, also by their name on the hub, or a network that we
+    exported.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    path = config.init_from
-    if not path:
+    if not config.init_from:
 
         def made() -> PyTree:
             return nnx.state(seeded(config), nnx.Param)
 
         return jax.jit(made, out_shardings=shardings)()
-    if not Path(path).exists():
-        raise InputError(f"init_from: {path}: no such file or folder")
-    if Path(path).is_dir():
+    path = resolve(config.init_from, "--config.init_from")
+    if not is_published(path):
         return checkpoint.load_params(path, abstract)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        module = seeded(config)
-        if config.stage in PAIRED:
-            load_transformer(path, module, tuple(config.model.patch_size))
-        else:
-            module = load_network(path, module)
-    return jax.device_put(nnx.state(module, nnx.Param), shardings)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: seeded(config)), nnx.Param)
+    load = load_transformer if config.stage in PAIRED else load_network
+    return nnx.state(load(path, nnx.merge(graph, abstract)), nnx.Param)
 
 
 def on_mesh(mesh: Mesh, step: Step) -> Step:
@@ -307,12 +304,13 @@ def preview(
     rate = config.speech.sample_rate
     wave = Source(config, split).clip(int(batch.clip[0]))["wave"]
     wave = wave[: frames * rate // fps].astype(np.float32) / 32768.0
-    target = generate.decode(codec, jnp.asarray(batch.latents), frames)
+    output = generate.OutputConfig(**config.output)
+    target = generate.decode(codec, jnp.asarray(batch.latents), frames, output)
 
     def on_sample(params: PyTree, step: int) -> dict[str, report.Media]:
         latents = sample(params, noise, conditions, conditions.null_text)
         latents = multihost_utils.process_allgather(latents, tiled=True)
-        made = generate.decode(codec, jnp.asarray(latents), frames)
+        made = generate.decode(codec, jnp.asarray(latents), frames, output)
         return {
             "sample/generated_and_target": report.Video(
                 np.concatenate([made, target], axis=2), fps

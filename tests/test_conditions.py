@@ -63,6 +63,17 @@ def test_person_boxes_become_the_official_maps(masks):
             )
 
 
+def test_boxes_in_pixels_and_in_shares_of_the_frame_are_the_same_person(masks):
+    for case in masks["person_cases"]:
+        size = tuple(case[:2].astype(int).tolist())
+        pixels = case[6:10].astype(int)
+        shares = pixels / [*size[::-1], *size[::-1]]
+        np.testing.assert_array_equal(
+            conditions.person_map(pixels, size),
+            conditions.still_mask(shares.astype(np.float32), size),
+        )
+
+
 def test_grey_covers_every_pixel_of_the_person_and_nothing_of_invalid_tokens():
     generator = np.random.default_rng(0)
     still = generator.integers(0, 256, (96, 160, 3), np.uint8)

@@ -164,9 +164,16 @@ def test_chunks_cover_the_video_and_overlap_by_the_motion_latents(frames, size, 
     assert plan.latents <= len(written) <= plan.canvas
     for before, after in zip(plan.spans, plan.spans[1:], strict=False):
         assert before.read + size - after.read == motion
-    noise, extra = chunks.draw_noise(KEY, plan, (1, 2, 2, 4))
-    assert noise.shape[1] == plan.canvas
-    assert noise.shape[1] + extra.shape[1] >= plan.spans[-1].read + size
+
+
+def test_a_latent_has_the_same_noise_whatever_is_drawn_beside_it():
+    alone = chunks.draw_noise(KEY, 7, 1, (1, 2, 3, 4))
+    assert alone.shape == (1, 1, 2, 3, 4)
+    np.testing.assert_array_equal(
+        chunks.draw_noise(KEY, 5, 9, (1, 2, 3, 4))[:, 2:3], alone
+    )
+    many = chunks.draw_noise(KEY, 0, 4000, (1, 1, 1, 1))
+    assert abs(float(many.mean())) < 0.05 and abs(float(many.std()) - 1) < 0.05
 
 
 def test_too_short_a_video_is_refused():
@@ -182,10 +189,13 @@ def test_a_continuation_is_told_the_end_of_the_chunk_before_it():
         told_to.append(told)
         return noise + 1
 
-    noise, extra = chunks.draw_noise(KEY, plan, (1, 2, 2, 4))
-    track = jnp.arange(80.0)[None, :, None]
-    finished = list(chunks.generate(denoise, conditions(), track, noise, extra, plan))
-    canvas = chunks.stitch(noise, iter(finished))
+    def noise(start):
+        return chunks.draw_noise(KEY, start, plan.size, (1, 2, 2, 4))
+
+    track = np.arange(80.0)[None, :, None]
+    finished = list(chunks.generate(denoise, conditions(), track, noise, plan))
+    video = jnp.concatenate(list(chunks.in_order(iter(finished), plan)), axis=1)
+    assert video.shape[1] == plan.latents
     first = told_to[0]
     assert not first.has_motion.any() and not first.still_tokens.any()
     for i, told in enumerate(told_to[1:], 1):
@@ -193,14 +203,26 @@ def test_a_continuation_is_told_the_end_of_the_chunk_before_it():
         np.testing.assert_array_equal(told.motion, finished[i - 1][1][:, -2:])
         np.testing.assert_array_equal(told.still, finished[0][1][:, :1])
         assert float(told.audio[0, 0, 0]) == 28 * i
-        # What it was given is what is on the canvas.
+        # What it was given is what the video shows.
         at = plan.spans[i].read
-        np.testing.assert_array_equal(canvas[:, at : at + 2], told.motion)
-    reached = plan.spans[-1].stop
-    np.testing.assert_array_equal(canvas[:, reached:], noise[:, reached:])
+        np.testing.assert_array_equal(video[:, at : at + 2], told.motion)
+    # Chunks of an earlier run are taken over, and the rest goes on from them.
+    count = len(told_to)
+    known = [chunk for _, chunk in finished[:2]]
+    again = chunks.generate(
+        denoise,
+        conditions(),
+        track,
+        noise,
+        plan,
+        lambda i: dict(enumerate(known)).get(i),
+    )
+    resumed = jnp.concatenate(list(chunks.in_order(again, plan)), axis=1)
+    np.testing.assert_array_equal(resumed, video)
+    assert len(told_to) - count == len(finished) - 2
 
 
 def test_audio_beyond_the_track_repeats_its_last_row():
-    track = jnp.arange(6.0)[None, :, None]
+    track = np.arange(6.0)[None, :, None]
     window = chunks.audio_window(track, 0, 3, 1)[0, :, 0]
     np.testing.assert_array_equal(window, [0, 1, 2, 3, 4, 5, 5, 5, 5])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -13,12 +14,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs import cross_scene
-from data_pipelines import media
-from launch import build, checkpoints, held_out, inputs
+from data_pipelines import conditions, detectors, media, video_files
+from launch import build, checkpoints, inputs, readers, samples
 from tavr_jax.diffusion import chunks
 from tavr_jax.encoders.vae import Codec, CodecConfig
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, generate
+from tavr_jax.evaluation import generate, unfinished
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,15 +43,15 @@ def network(config):
 class _Codec(Codec):
     """Averages of 8 x 8 pixels of every fourth frame, 16 times over."""
 
-    def __init__(self, config):
-        self.config = config
-
-    def encode(self, frames):
-        kept = frames[:, ::4]
+    def posterior_step(self, frames, memory=None):
+        kept = frames[:, ::4] if memory is None else frames[:, 3::4]
         batch, count, rows, columns, _ = kept.shape
         cells = kept.reshape(batch, count, rows // 8, 8, columns // 8, 8, 3)
-        means = cells.mean(axis=(3, 5, 6))[..., None]
-        return jnp.repeat(means, self.config.z_dim, axis=-1)
+        means = jnp.repeat(cells.mean(axis=(3, 5, 6))[..., None], 16, axis=-1)
+        return means, means, ()
+
+    def normalised(self, mean):
+        return mean
 
 
 @pytest.fixture(scope="module")
@@ -162,27 +163,52 @@ def footage(shared, tmp_path_factory):
     face = media.read_image(shared / "media/faces/astronaut.png")
     frames = np.stack([np.roll(face[:300, 60:360], i, axis=1) for i in range(12)])
     wave = np.random.default_rng(0).normal(0, 0.1, 16000 * 12 // 25).astype(np.float32)
-    media.write_video(folder / "ref.mp4", frames, 25, wave)
-    media.write_video(folder / "short.mp4", frames[:5], 25, wave[:3200])
+    video_files.write_video(folder / "ref.mp4", frames, 25, wave)
+    video_files.write_video(folder / "short.mp4", frames[:5], 25, wave[:3200])
     blank = np.full((12, 96, 96, 3), 128, np.uint8)
-    media.write_video(folder / "blank.mp4", blank, 25, wave)
-    media.write_video(folder / "mute.mp4", frames, 25)
-    media.write_video(folder / "blip.mp4", blank, 25, wave[:1600])
+    video_files.write_video(folder / "blank.mp4", blank, 25, wave)
+    video_files.write_video(folder / "mute.mp4", frames, 25)
+    video_files.write_video(folder / "blip.mp4", blank, 25, wave[:1600])
     cv2.imwrite(str(folder / "still.png"), face[:301, 60:357, ::-1])
     cv2.imwrite(str(folder / "blank.png"), blank[0])
     (folder / "text.txt").write_text("no medium")
     return folder
 
 
-def test_files_become_a_request_of_the_right_shapes(footage, config):
-    wave = media.read_audio(footage / "ref.mp4", 16000)
-    rows, plan = inputs.plan_video("speech", wave, config)
-    target = inputs.read_target(str(footage / "still.png"), None, config.prepare)
-    reference = inputs.read_reference(str(footage / "ref.mp4"), (32, 32), plan, config)
-    assert rows == 12
-    assert target.still.shape == (32, 32, 3)  # of 301 x 297
-    codec = _Codec(CodecConfig(**config.codec))
-    request = inputs.make_request(codec, target, reference, wave, "hi", plan, config)
+@pytest.fixture
+def read(footage, config):
+    """Reads one sample of the footage, with some of its files replaced."""
+
+    def read(box=None, config=config, **files):
+        named = {"references": ("ref.mp4",), "target": "still.png", "audio": "ref.mp4"}
+        named |= files
+        sample = samples.Sample(
+            tuple(str(footage / name) for name in named["references"]),
+            str(footage / named["target"]),
+            str(footage / named["audio"]),
+            "hi",
+            footage / "out.mp4",
+            named.get("empty_scene", False),
+        )
+        speech = readers.load_speech(config)
+        return inputs.read(sample, speech, detectors.DEFAULT, box, config)
+
+    return read
+
+
+def _asked(material, config, null=0.5):
+    codec = _Codec(CodecConfig(**config.codec), rngs=nnx.Rngs(0))
+    rows = np.zeros((config.model.text_len, config.model.text_dim), np.float32)
+    silence = np.full((1, config.model.videoref_audio_dim), null, np.float32)
+    captions = inputs.Captions(rows, rows, rows)
+    return inputs.request(codec, material, captions, silence, config)
+
+
+def test_files_become_a_request_of_the_right_shapes(read, config):
+    material = read()
+    assert material.driving.written == 12
+    assert material.target.still.shape == (32, 32, 3)  # of 301 x 297
+    request = _asked(material, config)
     like = _request(config, frames=13)
     for name, ours, expected in zip(request._fields, request, like, strict=True):
         assert ours.shape == expected.shape, name
@@ -193,6 +219,33 @@ def test_files_become_a_request_of_the_right_shapes(footage, config):
     assert np.abs(request.reference).max() > 0
 
 
+def test_any_number_of_reference_frames_can_be_shown(read, config):
+    more = config.copy_and_resolve_references()
+    more.model.num_videoref_latents = 3
+    one = _asked(read(), config)
+    request = _asked(read(config=more), more)
+    assert request.reference.shape[0] == request.reference_tokens.shape[0] == 3
+    assert request.reference_audio.shape[0] == 12
+    # The window of a single chunk starts at the first frame, whatever its length.
+    np.testing.assert_array_equal(request.reference[:2], one.reference)
+    np.testing.assert_array_equal(request.reference_tokens[:2], one.reference_tokens)
+
+
+def test_several_references_share_the_latents_and_a_silent_one_is_told_as_null(
+    read, config
+):
+    one, material = _asked(read(), config), read(references=("mute.mp4", "ref.mp4"))
+    request = _asked(material, config, null=0.5)
+    assert [clip.tokens.shape[0] for clip in material.clips] == [1, 1]
+    assert request.reference.shape == one.reference.shape
+    np.testing.assert_allclose(request.reference[1], one.reference[0], atol=2e-2)
+    assert (request.reference_audio[:4] == 0.5).all()
+    np.testing.assert_array_equal(request.reference_audio[4:], one.reference_audio[:4])
+    assert _asked(read(references=("mute.mp4",)), config).reference_audio is None
+    with pytest.raises(InputError, match="3 clips for 2 reference latents"):
+        read(references=("ref.mp4", "mute.mp4", "ref.mp4"))
+
+
 def test_a_silent_reference_is_told_as_silent(config, plan):
     request = _request(config)
     mute = request._replace(reference_audio=None)
@@ -201,79 +254,167 @@ def test_a_silent_reference_is_told_as_silent(config, plan):
     assert conditions.reference_audio.shape == (1, *request.reference_audio.shape)
 
 
-def test_a_video_can_be_the_still_and_a_box_can_replace_the_face(footage, config):
-    video = inputs.read_target(str(footage / "ref.mp4"), None, config.prepare)
-    assert video.still.shape == (32, 32, 3)
-    box = inputs.person_box(["0.2", "0.1", "0.8", "1"])
-    blank = inputs.read_target(str(footage / "blank.png"), box, config.prepare)
-    np.testing.assert_array_equal(blank.person, box[None])
+def test_a_video_can_be_the_still_and_a_box_can_replace_the_face(read):
+    assert read(target="ref.mp4").target.still.shape == (32, 32, 3)
+    box = np.float32([0.25, 0.25, 0.75, 1])
+    person = read(box=box, target="blank.png").target.person
+    assert person[1:, 1:3].all() and not person[:, 0].any() and not person[0].any()
+
+
+def test_an_empty_scene_gets_the_person_where_the_reference_has_them(read):
+    clip = read(target="blank.png", empty_scene=True).clips[0]
+    faces = np.array([[-1] * 4, [24, 12, 36, 28]])  # none in the first frame
+    box = inputs.place(clip._replace(faces=faces), (96, 96))
+    person = conditions.still_mask(box, (96, 96))
+    assert person[2:4, 3:5].all() and person[-1, 3:5].all()
+    assert not person[:, 7:].any() and not person[:, 0].any()
 
 
 @pytest.mark.parametrize(
-    ("read", "name", "words"),
+    ("file", "name", "words"),
     [
-        ("target", "blank.png", ["no face", "--person_box"]),
+        ("target", "blank.png", ["no person", "--person_box"]),
         ("target", "text.txt", ["neither a picture nor a video"]),
         ("target", "nowhere.png", ["no such file"]),
-        ("reference", "blank.mp4", ["no face found"]),
-        ("reference", "short.mp4", ["5 frames", "8 are needed", "0.32 s"]),
-        ("reference", "text.txt", ["video"]),
-        ("reference", "nowhere.mp4", ["no such file"]),
+        ("references", "blank.mp4", ["a face in 0 of"]),
+        ("references", "short.mp4", ["5 frames", "8 are needed", "0.32 s"]),
+        ("references", "text.txt", ["video"]),
+        ("references", "nowhere.mp4", ["no such file"]),
         ("audio", "text.txt", ["damaged, or not video or sound"]),
         ("audio", "mute.mp4", ["no sound track"]),
         ("audio", "blip.mp4", ["0.10 s", "too short", "at least"]),
     ],
 )
 def test_a_bad_file_is_one_line_with_its_name_and_a_remedy(
-    footage, config, plan, read, name, words
+    footage, read, file, name, words
 ):
-    path = str(footage / name)
     with pytest.raises(InputError) as caught:
-        if read == "target":
-            inputs.read_target(path, None, config.prepare)
-        elif read == "reference":
-            inputs.read_reference(path, (32, 32), plan, config)
-        else:
-            inputs.plan_video(path, media.read_audio(path, 16000), config)
+        read(**{file: (name,) if file == "references" else name})
     line = str(caught.value)
-    assert path in line
+    assert str(footage / name) in line
     assert "\n" not in line
     assert ";" in line  # what and why; remedy
     for word in words:
         assert word in line
 
 
+# Sample folders and flags
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two sample folders inside another."""
+    for name in ("one", "two"):
+        folder = tmp_path / "samples" / name
+        folder.mkdir(parents=True)
+        for file in ("ref.mp4", "target.png", "target.mp3", "target.wav"):
+            (folder / file).write_bytes(b"")
+        (folder / "target_caption.json").write_text('{"caption": "speaks"}')
+    return tmp_path / "samples"
+
+
+def test_a_folder_of_sample_folders_is_all_of_them(folders, tmp_path):
+    found = samples.from_folders([str(folders)], str(tmp_path / "out"))
+    assert [s.output.parent.name for s in found] == ["one", "two"]
+    assert found[0].output == tmp_path / "out/one/generated_target.mp4"
+    assert found[0].audio.endswith("target.mp3")  # before target.wav
+    assert found == samples.from_folders(
+        [str(folders / "one"), str(folders / "two")], str(tmp_path / "out")
+    )
+    (folders / "two/target.mp3").unlink()
+    found = samples.from_folders([str(folders / "two")], "out")
+    assert found[0].audio.endswith("target.wav") and found[0].caption == "speaks"
+
+
 @pytest.mark.parametrize(
-    "values", [["0", "0", "1"], ["a", "0", "1", "1"], ["0.5", "0", "0.2", "1"]]
+    ("file", "content", "words"),
+    [
+        ("target.png", None, "target.png is missing"),
+        ("target_caption.json", None, "target_caption.json: no caption"),
+        ("target_caption.json", "[1", "target_caption.json: no caption"),
+        ("target_caption.json", '{"caption": 3}', "expected text"),
+    ],
 )
-def test_a_bad_person_box_is_refused(values):
-    with pytest.raises(InputError, match="--person_box"):
-        inputs.person_box(values)
+def test_a_sample_folder_that_lacks_something_is_named(folders, file, content, words):
+    path = folders / "two" / file
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(InputError, match=words):
+        samples.from_folders([str(folders)], "out")
 
 
 def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
     for name in ("out.avi", "file/out.mp4"):
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(InputError, match="--output"):
-            inputs.check_output(tmp_path / name)
-    inputs.check_output(tmp_path / "new/folders/out.mp4")
+            samples.check_output(tmp_path / name)
+    samples.check_output(tmp_path / "new/folders/out.mp4")
     assert not (tmp_path / "new").exists()
+
+
+# A video that comes in pieces
+
+
+@pytest.fixture(scope="module")
+def codec(config):
+    return build.codec(config)
+
+
+def test_frames_that_come_in_pieces_are_those_of_the_whole(codec, config):
+    shape = (1, 9, 4, 4, config.codec.z_dim)
+    latents = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    output = generate.OutputConfig(**config.output)
+    whole = generate.to_pixels(np.asarray(codec.decode(jnp.asarray(latents))[0, :30]))
+    pieces = iter([latents[:, :5], latents[:, 5:8], latents[:, 8:]])
+    found = np.concatenate(list(generate.frames(codec, pieces, 30, output)))
+    assert found.shape == whole.shape
+    assert np.abs(found.astype(int) - whole).max() <= 1
+
+
+def test_a_killed_run_goes_on_at_its_chunk(sampler, network, config, plan, tmp_path):
+    request, key = _request(config), jax.random.key(0)
+    whole = np.asarray(generate.latents(sampler[0], network[1], request, plan, key))
+
+    def run(facts, chunks=None):
+        kept = unfinished.Unfinished(tmp_path / "kept", facts)
+        had = len(kept)
+        found = generate.pieces(sampler[0], network[1], request, plan, key, kept)
+        return had, [np.asarray(piece) for piece in islice(found, chunks)]
+
+    assert run({"seed": "0"}, chunks=1)[0] == 0  # and stops
+    jax.effects_barrier()
+    sampler[1].clear()
+    had, pieces = run({"seed": "0"})
+    jax.effects_barrier()
+    assert had == 1
+    assert len(sampler[1]) == config.sampler.steps  # of the second chunk alone
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
+    assert run({"seed": "1"}, chunks=1)[0] == 0  # another video: nothing is kept
+
+
+def test_a_damaged_chunk_is_sampled_again(tmp_path):
+    kept = unfinished.Unfinished(tmp_path / "kept", {})
+    chunk = jnp.ones((1, 2, 4, 4, 16))
+    kept.save(0, chunk)
+    np.testing.assert_array_equal(kept.load(0), chunk)
+    assert kept.load(1) is None
+    path = next((tmp_path / "kept").glob("chunk_*"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert kept.load(0) is None and len(kept) == 0
 
 
 def test_checkpoints_without_a_config_or_transformer_are_refused(tmp_path, config):
     with pytest.raises(InputError, match="no such file"):
-        checkpoints.config_of(tmp_path / "nowhere", None, {})
+        checkpoints.find(str(tmp_path / "nowhere"))
     (tmp_path / "a.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="add --config"):
-        checkpoints.config_of(tmp_path / "a.safetensors", None, {})
+    official = checkpoints.config_of(tmp_path / "a.safetensors", None, {})
+    assert official.model.dim == 5120
+    (tmp_path / "W/checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match=r"config\.json"):
-        checkpoints.config_of(tmp_path, None, {})
+        checkpoints.config_of(tmp_path / "W", None, {})
     wrong = config.copy_and_resolve_references()
     wrong.stage = "codec"
     with pytest.raises(InputError, match="no transformer"):
         checkpoints.config_of(tmp_path, wrong, {})
-    with pytest.raises(InputError, match=r"wav2vec2.*mini"):
-        checkpoints.config_of(tmp_path, cross_scene.get_config("tavr_14b"), {})
 
 
 def test_provenance_survives_in_the_file(network, config, tmp_path):
@@ -281,7 +422,7 @@ def test_provenance_survives_in_the_file(network, config, tmp_path):
     checkpoint = checkpoints.Checkpoint("W/policy", config, *network, "0123456789ab")
     tags = checkpoints.provenance(checkpoint, "ba9876543210", settings, 7)
     path, frames = tmp_path / "a.mp4", np.zeros((5, 32, 32, 3), np.uint8)
-    media.write_video(path, frames, 25, np.zeros(3200, np.float32), metadata=tags)
+    video_files.write_video(path, frames, 25, np.zeros(3200, np.float32), metadata=tags)
     found = media.read_metadata(path)
     assert found["synthetic"] == "true"
     assert tags.items() <= found.items()
@@ -300,79 +441,3 @@ def test_the_command_answers_bad_flags_in_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
     assert "stepz" in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-# Which samples, and what their scores say
-
-
-def _row(person, scene, number):
-    clip = f"{person}/{scene}.mp4:{number:06d}"
-    return held_out.Row(
-        clip, f"{person}/{scene}.mp4", person, scene, "test", 0, 33, (32, 32), "", 1, ()
-    )
-
-
-def test_pairs_cross_scenes_first_and_take_turns_over_people():
-    rows = [_row(p, s, n) for p in "cba" for s in ("x", "y") for n in (0, 33)]
-    rows.append(_row("alone", "x", 0))
-    pairs = held_out.choose_pairs(rows, 100)
-    assert len(pairs) == len(rows)
-    assert sorted(pair.target for pair in pairs) == list(range(len(rows)))
-    people = [rows[pair.target].person for pair in pairs]
-    assert people[:3] == ["a", "b", "c"]
-    assert pairs[-1].reference == pairs[-1].target  # nobody else to refer to
-    for target, reference in pairs[:-1]:
-        assert rows[target].person == rows[reference].person
-        assert rows[target].scene != rows[reference].scene
-    shuffled = held_out.choose_pairs(rows[::-1], 4)
-    names = [[rows[::-1][i].clip_id for i in pair] for pair in shuffled]
-    assert names == [[rows[i].clip_id for i in pair] for pair in pairs[:4]]
-
-
-@pytest.fixture(scope="module")
-def truth(config):
-    rng = np.random.default_rng(0)
-    scene = rng.integers(0, 255, (48, 48, 3))
-    frames = np.repeat(scene[None], 24, axis=0).astype(np.uint8)
-    for index, frame in enumerate(frames):
-        frame[30 : 30 + index % 5, 18:30] = 0
-    return benchmark.Truth(
-        frames=frames,
-        boxes=np.tile(np.float32([0.3, 0.3, 0.7, 0.8]), (24, 1)),
-        reference_faces=rng.integers(0, 255, (3, 16, 16, 3)).astype(np.uint8),
-        mel=rng.normal(size=(24, config.lipsync.audio_dim)).astype(np.float32),
-        opening=-(np.arange(24) % 5).astype(np.float32),
-    )
-
-
-def test_the_real_video_scores_ideal_and_a_still_does_not_speak(truth, config):
-    judges, networks = held_out.make_judges(config)
-    real, _ = benchmark.score(truth.frames, truth, judges)
-    assert real["psnr"] is None  # infinite
-    assert real["ssim"] == pytest.approx(1)
-    assert real["sharpness"] == pytest.approx(1)
-    assert real["flicker"] == 0
-    assert real["mouth"] > 0.9  # the sign of the true opening is found
-    still, _ = benchmark.score(truth.frames[:1].repeat(24, axis=0), truth, judges)
-    assert still["mouth"] == 0
-    assert still["psnr"] > 10
-    described = benchmark.methods(networks)
-    assert described.keys() == real.keys()
-    for method in described.values():
-        assert {"network", "version", "preprocessing"} <= method.keys()
-
-
-def test_paired_differences_cancel_what_samples_share():
-    rng = np.random.default_rng(0)
-    keys = [metric.key for metric in benchmark.METRICS]
-    base = [dict.fromkeys(keys, float(v)) for v in rng.normal(0, 10, 6)]
-    better = [{k: v + 0.5 for k, v in row.items()} for row in base]
-    better[0]["psnr"] = None
-    found = benchmark.differences(better, base)
-    assert found["identity"].mean == pytest.approx(0.5)
-    assert found["identity"].error == pytest.approx(0, abs=1e-12)
-    assert found["psnr"].count == 5
-    assert benchmark.summarise(base)["identity"].error > 1
-    assert benchmark.summarise(base[:1])["identity"].error is None
-    assert benchmark.summarise(base)["offset"].mean >= 0  # -3 and 3 do not cancel
-    assert jnp.isfinite(found["offset"].mean)

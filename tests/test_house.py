@@ -14,7 +14,7 @@ from setuptools import find_packages
 
 from configs import base, codec, cross_scene, face, lipsync, models, policy, same_scene
 from launch import build
-from tavr_jax.encoders.weights_tavr import _entries, _flat
+from tavr_jax.encoders.weights_tavr import entries
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("tavr_jax", "configs", "data_pipelines", "launch")
@@ -83,9 +83,9 @@ def test_every_network_config_builds_its_network(stage, size):
 def test_the_official_file_has_2310_tensors_of_these_names():
     """The table of the published checkpoint, without allocating it."""
     abstract = build.abstract_transformer(same_scene.get_config("tavr_14b"))
-    entries = {e.official: e.shape for e in _entries(_flat(abstract), (1, 2, 2))}
-    assert len(entries) == 2310
-    assert sum(int(np.prod(s)) for s in entries.values()) == 18_905_907_264
+    shapes = {e.official: e.shape for e in entries(abstract)}
+    assert len(shapes) == 2310
+    assert sum(int(np.prod(s)) for s in shapes.values()) == 18_905_907_264
     for name, shape in {
         "patch_embedding.weight": (5120, 18, 1, 2, 2),
         "blocks.39.modulation": (1, 6, 5120),
@@ -100,7 +100,7 @@ def test_the_official_file_has_2310_tensors_of_these_names():
         "videoref_aud_embedding.0.weight": (5120, 2048),
         "videoref_audio_pos_embedding.weight": (4, 5120),
     }.items():
-        assert entries[name] == shape, name
+        assert shapes[name] == shape, name
 
 
 def test_every_config_field_is_read_somewhere():

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from configs import codec, cross_scene, face, lipsync, same_scene
-from data_pipelines import loader, media, records
+from data_pipelines import loader, records, video_files
 from tavr_jax.errors import InputError
 
 SIZE, CELLS, TOKENS, PEOPLE = (32, 32), (4, 4), (2, 2), 5
@@ -63,7 +63,7 @@ def made_clip(row, crops, size):
         "caption": "",
         "orientation": "landscape",
         "num_frames": row.frames,
-        "video": media.encode_mp4(frames, 25, 1),
+        "video": video_files.encode_mp4(frames, 25, 1),
         "wave": np.zeros(row.frames * 640, np.int16),
         "face_boxes": np.tile(np.float32([0.2, 0.2, 0.8, 0.8]), (row.frames, 1)),
         "person_box": np.float32([[0, 0.1, 1, 1]]),
@@ -137,6 +137,121 @@ def test_every_clip_comes_once_an_epoch_over_any_number_of_hosts(dataset):
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 8
     config.seed = 43
     assert (stream(config, 1, 2) != orders[0][:16]).any()
+
+
+def parts_of(config, shards, count):
+    """(part, clip) of the first global batches, in the order of the endless sequence.
+
+    A clip's part shows in its reference: the same clip, another one, another dataset.
+    """
+    hosts = [loader.make_loader(config, shard=s, shards=shards) for s in range(shards)]
+    found = []
+    for _ in range(count):
+        batches = [next(host) for host in hosts]
+        for place in range(len(batches[0].clip)):
+            for batch in batches:
+                clip, other = int(batch.clip[place]), reference_of(batch, place)[0]
+                found.append((clip // 13, other != clip % 13, clip % 13))
+    return found
+
+
+MIXED = "same_scene:0.3,cross_scene:0.7"
+
+
+def test_every_example_of_every_part_comes_once_an_epoch_also_when_mixed(
+    dataset, tmp_path
+):
+    (tmp_path / "again").symlink_to(dataset)
+    config = config_for(dataset)
+    config.data.path = f"{dataset}:3,{tmp_path / 'again'}:1"
+    config.data.pairs = MIXED
+    orders = [parts_of(config, shards, 60) for shards in (1, 2, 4, 8)]
+    assert orders.count(orders[0]) == 4
+    epochs = 0
+    for part, share in zip(
+        [(d, k) for d in (0, 1) for k in (False, True)],
+        [0.225, 0.525, 0.075, 0.175],
+        strict=True,
+    ):
+        clips = [clip for *where, clip in orders[0] if tuple(where) == part]
+        assert abs(len(clips) - share * 480) < 2
+        usable = list(range(12)) if part[1] else list(range(13))
+        for first in range(0, len(clips) - len(usable) + 1, len(usable)):
+            assert sorted(clips[first : first + len(usable)]) == usable
+            epochs += 1
+    assert epochs > 25
+
+
+def test_a_run_continues_on_any_number_of_hosts_from_any_hosts_state(dataset):
+    config = config_for(dataset)
+    config.data.pairs, config.data.curriculum = MIXED, 70
+    config.data.reference_latents = (1, 2)
+    hosts = [loader.make_loader(config, shard=s, shards=2) for s in range(2)]
+    for _ in range(7):
+        states = [(next(host), host.get_state())[1] for host in hosts]
+    assert states[0] == states[1]
+    state = json.loads(json.dumps(states[1]))
+    expected = [[next(host) for _ in range(3)] for host in hosts]
+    for shards in (1, 4, 8):
+        others = [
+            loader.make_loader(config, shard=s, shards=shards) for s in range(shards)
+        ]
+        for host in others:
+            host.set_state(state)
+        for number in range(3):
+            ours = interleaved([next(host) for host in others])
+            theirs = interleaved([host[number] for host in expected])
+            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def interleaved(batches):
+    """The global batch of what every host has of it."""
+    return jax.tree.map(
+        lambda *leaves: np.stack(leaves, 1).reshape(-1, *leaves[0].shape[1:]), *batches
+    )
+
+
+def test_a_curriculum_starts_with_the_first_kind_and_ends_with_the_weights(dataset):
+    config = config_for(dataset)
+    config.data.pairs, config.data.curriculum = "same_scene:1,cross_scene:9", 400
+    crossing = np.array([crosses for _, crosses, _ in parts_of(config, 1, 100)])
+    shares = crossing.reshape(4, 200).mean(axis=1)
+    assert shares[0] < shares[1] < shares[2] and abs(shares[2] - 0.9) < 0.02
+    assert not crossing[:40].any() and abs(shares[3] - 0.9) < 0.02
+
+
+def test_shorter_references_leave_the_rest_absent(dataset):
+    config, counts = config_for(dataset, cross_scene), set()
+    config.data.reference_latents = (1, 2)
+    for batch in batches(config, 20):
+        given = batch.conditions
+        assert given.reference.shape[1] == 2
+        for i in range(len(batch.clip)):
+            shown = given.reference_tokens[i].any(axis=(1, 2))
+            counts.add(int(shown.sum()))
+            assert shown[0] and (given.reference[i, ~shown] == 0).all()
+            rows = given.reference_audio[i].reshape(2, -1)
+            assert (rows[~shown] == 0).all()
+            if shown.all():
+                reference_of(batch, i)
+    assert counts == {1, 2}
+    for bad in ((1, 3), (2, 1)):
+        config.data.reference_latents = bad
+        with pytest.raises(InputError, match=r"data.reference_latents=.*latents=2"):
+            loader.make_loader(config, shard=0, shards=1)
+
+
+def test_nobody_gives_more_targets_an_epoch_than_asked(dataset):
+    config, rows = config_for(dataset), made_rows()
+    config.data.per_person = 2
+    order = stream(config, 1, 9)
+    epochs = order.reshape(-1, 9)  # four people with two of three clips, one with one
+    for epoch in epochs:
+        people = [rows[clip].person for clip in epoch]
+        assert sorted(people) == sorted(["p0", "p1", "p2", "p3"] * 2 + ["p4"])
+        assert len(set(epoch.tolist())) == 9
+    seen = np.bincount(epochs[:6].ravel(), minlength=13)
+    assert (seen[:12] == 4).all() and seen[12] == 6
 
 
 def test_a_restored_iterator_continues_exactly(dataset):
@@ -279,6 +394,8 @@ def test_worker_processes_change_nothing(dataset):
         ("data.batch_size", 9, "data.batch_size=9: cannot be shared by 2 hosts"),
         ("data.split", "test", "data.split=test: no clip"),
         ("data.pairs", "any", "data.pairs=any: choose"),
+        ("data.pairs", "same_scene:0", "data.pairs=same_scene:0: .*weights above 0"),
+        ("data.path", "a:1,a:2", "data.path=a:1,a:2: 'a:2': give NAME"),
         ("data.path", "", "data.path: empty"),
         ("model.still_bucket", 3, "model.still_bucket=3: .*has 4 valid"),
         ("model.reference_bucket", 1, "model.reference_bucket=1: .*has 2 valid"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import media
+from data_pipelines import media, video_files
 from tavr_jax.errors import InputError
 
 RATE = 16000
@@ -67,29 +67,29 @@ def write_matroska(path, pts, audio_start=None, wave=None):
 def test_what_is_written_is_read_back(tmp_path):
     path, frames = tmp_path / "deep" / "a.mp4", clip(30)
     tags = {"tavr_jax.checkpoint": "ünïcode: 1f", "comment": "made up", "any key": "1"}
-    media.write_video(path, frames, 25, click(1.2, 0.5), RATE, 12, tags)
+    video_files.write_video(path, frames, 25, click(1.2, 0.5), RATE, 12, tags)
     back = media.read_frames(path, 25)
     assert back.shape == frames.shape and back.dtype == np.uint8
     assert min(psnr(a, b) for a, b in zip(back, frames, strict=True)) > 36
     assert tags.items() <= media.read_metadata(path).items()
     assert media.read_audio(path, RATE).shape == (19200,)
     found = media.probe(path)
-    assert found == (str(path), 25.0, 30, pytest.approx(1.2), 64, 96, True)
+    assert found == (str(path), 25.0, 30, pytest.approx(1.2), 64, 96, True, 1)
     assert [p.name for p in path.parent.iterdir()] == ["a.mp4"]
 
 
 def test_bytes_in_memory_round_trip_and_repeat():
     frames = clip(9)
-    data = media.encode_mp4(frames, 25, 8)
-    assert data == media.encode_mp4(frames, 25, 8)
+    data = video_files.encode_mp4(frames, 25, 8)
+    assert data == video_files.encode_mp4(frames, 25, 8)
     back = media.decode_mp4(data)
     assert back.shape == frames.shape and psnr(back, frames) > 38
-    assert len(media.encode_mp4(frames, 25, 40)) < len(data)
+    assert len(video_files.encode_mp4(frames, 25, 40)) < len(data)
 
 
 def test_an_odd_size_gains_an_edge_and_loses_nothing(tmp_path):
     frames = clip(4, 33, 47)
-    media.write_video(tmp_path / "a.mp4", frames, 25, crf=8)
+    video_files.write_video(tmp_path / "a.mp4", frames, 25, crf=8)
     back = media.read_frames(tmp_path / "a.mp4", 25)
     assert back.shape == (4, 34, 48, 3)
     assert psnr(back[:, :33, :47], frames) > 34
@@ -99,7 +99,7 @@ def test_an_odd_size_gains_an_edge_and_loses_nothing(tmp_path):
 @pytest.mark.parametrize("fps", [15, 23.976, 24, 25, 29.97, 30, 50, 60, 120])
 def test_each_output_frame_is_the_one_on_screen(tmp_path, fps):
     frames = counted(80)
-    media.write_video(tmp_path / "a.mp4", frames, fps, crf=0)
+    video_files.write_video(tmp_path / "a.mp4", frames, fps, crf=0)
     back = media.read_frames(tmp_path / "a.mp4", 25)
     assert len(back) == round(80 / fps * 25)
     shown = np.rint(back.mean(axis=(1, 2, 3)) / STEP)
@@ -119,7 +119,9 @@ def test_uneven_frames_are_held_as_long_as_they_last(tmp_path):
 @pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
 def test_a_click_is_heard_when_it_was_made(tmp_path, rate):
     for at in (0.2, 0.777, 1.9):
-        media.write_video(tmp_path / "a.mp4", clip(50), 25, click(2, at, rate), rate)
+        video_files.write_video(
+            tmp_path / "a.mp4", clip(50), 25, click(2, at, rate), rate
+        )
         wave = media.read_audio(tmp_path / "a.mp4", RATE)
         assert wave.size == 32000
         assert abs(np.abs(wave).argmax() / RATE - at) < 0.005
@@ -189,8 +191,8 @@ def bad(tmp_path_factory):
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("not a video\n" * 99)
     (folder / "text.txt").write_text("not a video\n" * 99)
-    media.write_video(folder / "mute.mp4", clip(50), 25)
-    media.write_video(folder / "whole.mp4", clip(75), 25, click(3, 1), RATE)
+    video_files.write_video(folder / "mute.mp4", clip(50), 25)
+    video_files.write_video(folder / "whole.mp4", clip(75), 25, click(3, 1), RATE)
     whole = (folder / "whole.mp4").read_bytes()
     for percent in (5, 50, 80):
         (folder / f"cut{percent}.mp4").write_bytes(whole[: len(whole) * percent // 100])
@@ -261,18 +263,34 @@ def test_random_damage_ends_in_a_result_or_an_input_error(bad, tmp_path):
     assert failures > 5
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3"])
+def test_damaged_sound_ends_in_a_result_or_an_input_error(tmp_path, suffix):
+    generator, path = np.random.default_rng(1), tmp_path / f"a.{suffix}"
+    soundfile.write(path, click(1, 0.5), RATE)
+    whole = np.fromfile(path, np.uint8)
+    for trial in range(12):
+        data = whole[: generator.integers(1, len(whole))] if trial % 2 else whole
+        data, hits = data.copy(), 3 ** generator.integers(0, 5)
+        data[generator.integers(0, min(len(data), 4000), hits)] ^= 1 << trial % 8
+        data.tofile(path)
+        try:
+            assert np.isfinite(media.read_audio(path, RATE)).all()
+        except InputError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.mp4"
-    media.write_video(path, clip(3), 25)
+    video_files.write_video(path, clip(3), 25)
     before = path.read_bytes()
     with pytest.raises(ValueError):
-        media.write_video(path, clip(3).astype(np.float32), 25)
+        video_files.write_video(path, clip(3).astype(np.float32), 25)
     with pytest.raises(InputError, match="12345"):
-        media.write_video(path, clip(3), 25, click(1, 0.5), 12345)
+        video_files.write_video(path, clip(3), 25, click(1, 0.5), 12345)
     with pytest.raises(InputError, match="cannot be written"):
-        media.write_video(path / "b.mp4", clip(3), 25)
+        video_files.write_video(path / "b.mp4", clip(3), 25)
     with pytest.raises(InputError, match=r"\.mp4"):
-        media.write_video(tmp_path / "a.avi", clip(3), 25)
+        video_files.write_video(tmp_path / "a.avi", clip(3), 25)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 

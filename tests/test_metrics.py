@@ -124,3 +124,25 @@ def _blur(frame):
         for j in range(3)
     ]
     return (sum(shifts) / 9).astype(np.uint8)
+
+
+def test_frechet_distance_equals_the_published_ones(oracle):
+    for case in ("full", "singular"):
+        both = (metrics.moments(oracle[f"fid_{case}_f{i}"]) for i in (1, 2))
+        found = metrics.frechet_distance(*both)
+        assert found == pytest.approx(float(oracle[f"fid_{case}_ddof1"]), rel=1e-7)
+
+
+def test_frechet_distance_is_a_squared_distance():
+    rng = np.random.default_rng(0)
+    first, other = rng.normal(size=(2, 40, 6)) @ rng.normal(size=(6, 6))
+    a, b = metrics.moments(first), metrics.moments(3.0 * other + 1.0)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-6)
+    assert metrics.frechet_distance(a, b) == pytest.approx(
+        metrics.frechet_distance(b, a)
+    )
+    moved = metrics.moments(first + np.arange(6.0))
+    assert metrics.frechet_distance(a, moved) == pytest.approx(55.0)
+    wider = metrics.moments(2.5 * (first - a.mean) + a.mean)
+    expected = 1.5**2 * np.trace(a.covariance)
+    assert metrics.frechet_distance(a, wider) == pytest.approx(expected)

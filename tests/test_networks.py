@@ -62,7 +62,11 @@ def test_the_codec_learns_pictures_and_latents_of_unit_scale():
     rng = np.random.default_rng(0)
     config = CodecConfig(**TINY.codec)
     config = dataclasses.replace(
-        config, dim_mult=(2, 4), temporal_downsample=(True,), num_res_blocks=1, crop=16
+        config,
+        dim_mult=(2, 4, 4),
+        temporal_downsample=(True, True),
+        num_res_blocks=1,
+        crop=16,
     )
     net = Codec(config, rngs=nnx.Rngs(0))
     batches = [Frames(jnp.asarray(discs(rng, 4, 5))) for _ in range(16)]

@@ -16,7 +16,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from data_pipelines import media
+from data_pipelines import video_files
 from tavr_jax.evaluation import page
 from tavr_jax.evaluation.page import Cell, Medium, Plot, Report, Sample, Series, Table
 
@@ -48,7 +48,7 @@ class _Elements(HTMLParser):
 def clip():
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (30, 32, 48, 3)).astype(np.uint8)
-    return media.encode_mp4(frames, 25, 20)
+    return video_files.encode_mp4(frames, 25, 20)
 
 
 def _report(clip, text=EVIL):

@@ -17,6 +17,11 @@ def clip(number):
         "person": "zoë",
         "scene": "a",
         "caption": "a person is talking",
+        "licence": "CC-BY-4.0",
+        "start": np.float32(number / 3),
+        "quality": '{"sharpness": 3.5}',
+        "identity": generator.normal(size=16).astype(np.float32),
+        "scene_signature": generator.normal(size=7).astype(np.float32),
         "orientation": "landscape",
         "num_frames": 5 + 4 * number,
         "video": generator.bytes(1000) + b"\x00\xff",
@@ -83,7 +88,7 @@ def test_tfds_alone_opens_both_datasets_where_there_is_no_tensorflow(tmp_path):
 import sys
 import tensorflow_datasets as tfds
 for name in ("clips", "encoded"):
-    builder = tfds.builder_from_directory(f"{sys.argv[1]}/{name}/1.0.0")
+    builder = tfds.builder_from_directory(f"{sys.argv[1]}/{name}/{sys.argv[2]}")
     record = builder.as_data_source("train")[0]
     assert set(record) == set(builder.info.features), record.keys()
     assert record["clip_id"].decode() == "zo\\u00eb/0"
@@ -91,7 +96,7 @@ for name in ("clips", "encoded"):
     assert "rights" in builder.info.redistribution_info.license
 assert "tensorflow" not in sys.modules
 """
-    command = [sys.executable, "-c", program, str(tmp_path)]
+    command = [sys.executable, "-c", program, str(tmp_path), records.VERSION]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -100,15 +105,18 @@ def test_the_index_survives_the_disk(tmp_path):
     row = records.Row(
         "zoë/a:0", "zoë/a", "zoë", "a", "test", 3, 33, (32, 48), "landscape", 5, (4, 0)
     )
-    records.write_index(tmp_path, [row, row._replace(record=4)])
-    assert records.read_index(tmp_path) == [row, row._replace(record=4)]
+    other = row._replace(record=4, licence="CC0", negatives=("a:0", "b:0"))
+    records.write_index(tmp_path, [row, other])
+    assert records.read_index(tmp_path) == [row, other]
 
 
 def test_other_versions_and_other_folders_are_refused_with_the_remedy(tmp_path):
     with pytest.raises(InputError, match="prepare_data --source"):
         records.read_summary(tmp_path)
     (tmp_path / records.SUMMARY).write_text(json.dumps({"version": "0.9.0"}))
-    with pytest.raises(InputError, match=r"0\.9\.0.*run launch\.prepare_data again"):
+    with pytest.raises(
+        InputError, match=r"0\.9\.0.*migrate it with: .*launch\.prepare"
+    ):
         records.read_summary(tmp_path)
     (tmp_path / records.SUMMARY).write_text("[")
     with pytest.raises(InputError, match="cannot be read"):

@@ -64,18 +64,13 @@ def broken(tensors: dict, case: str) -> str:
 
 
 @pytest.mark.parametrize("case", ["missing", "unknown", "misshapen", "integers"])
-@pytest.mark.parametrize("names", ["ours", "wan"])
-def test_a_tensor_that_does_not_fit_is_named(saved, shared, tmp_path, case, names):
-    source, load = {
-        "ours": (saved, weights.load_network),
-        "wan": (shared / "oracles/tavr_seed0/vae.safetensors", weights.load_wan_vae),
-    }[names]
-    tensors = load_file(source)
+def test_a_tensor_that_does_not_fit_is_named(saved, tmp_path, case):
+    tensors = load_file(saved)
     name = broken(tensors, case)
     path = tmp_path / "bad.safetensors"
     save_file(tensors, path)
     with pytest.raises(InputError, match=rf"bad\.safetensors: .*{re.escape(name)}"):
-        load(path, build(0))
+        weights.load_network(path, build(0))
 
 
 def test_a_damaged_or_absent_file_is_named(saved, tmp_path):
@@ -85,9 +80,8 @@ def test_a_damaged_or_absent_file_is_named(saved, tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"damaged\.safetensors: not a readable"):
             weights.load_network(path, build(0))
-    for path in (tmp_path / "absent.safetensors", tmp_path):
-        with pytest.raises(InputError, match=f"{path}: no such file"):
-            weights.load_network(path, build(0))
+    with pytest.raises(InputError, match=r"absent\.safetensors: no such file"):
+        weights.load_network(tmp_path / "absent.safetensors", build(0))
 
 
 def test_an_interrupted_save_keeps_the_old_file(saved, tmp_path, monkeypatch):
@@ -101,9 +95,3 @@ def test_an_interrupted_save_keeps_the_old_file(saved, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         weights.save_network(path, build(1), {})
     assert path.read_bytes() == saved.read_bytes()
-
-
-def test_published_names_cover_the_codec_one_to_one(shared):
-    names = weights.wan_vae_names(build(0))
-    stored = load_file(shared / "oracles/tavr_seed0/vae.safetensors")
-    assert len(names) == 194 and set(names.values()) == set(stored)

@@ -1,18 +1,22 @@
-"""Footage -> clips: read, cut into shots, cut into clips, keep what shows a speaker.
+"""Footage -> clips: cut into shots and windows, measured, kept if a speaker is seen.
 
-Frames stream through one at a time: each is brought to the bucket size, every n-th is
-searched for faces at a size of its own, and a jump of the colour histogram
+    watch      frames one at a time, with shot cuts and faces        (decode + detect)
+    pieces     consecutive frames of one shot, at bucket size, as long as a clip may be
+    windows    the parts of a piece with one speaker in view
+    clips      windows of 1 + 4k frames that pass every filter       (quality.py)
+
+A new shot begins where the colour histogram jumps:
 
     d(a, b) = 1/2 sum |a - b|    of normalised 8 x 8 x 8 RGB histograms, 0..1
 
-starts a new shot. Clips hold 1 + 4k frames, so that they are whole latents. All
-filters are ours; each rejects with a reason, its numbers, and the field to change.
+Everything here is a function of one video and the settings: no state, no global, so
+that any runner may call it anywhere. Filters are ours.
 """
 
 import dataclasses
-import hashlib
-import os
-from collections.abc import Iterator, Mapping
+import itertools
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,34 +26,35 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray
 
-from data_pipelines import conditions, media, people
-from data_pipelines.prepare.pairs import Video, read_caption
-from tavr_jax.errors import InputError
+from data_pipelines import conditions, containers, media, people, video_files
+from data_pipelines.prepare import identity, quality, scenes
+from data_pipelines.prepare.follow import Follower
+from data_pipelines.prepare.importers import Video, read_caption
 
-# reason -> what to change
-REMEDIES = {
-    "unreadable": "re-encode or replace the file",
-    "no sound": "give footage with its sound track",
-    "too short": "lower prepare.min_frames",
-    "no face": "give footage of a talking person, or lower prepare.min_coverage",
-    "face too small": "lower prepare.min_face",
-    "face cut off": "give footage with the face nearer to the middle",
-    "several people": "raise prepare.max_faces",
-    "too quiet": "lower prepare.min_loudness",
-    "leftover": "nothing: the end of a shot whose other clips were kept",
-}
-MIN_VISIBLE = 0.75  # share of the face box that must survive the crop to the bucket
-_HISTOGRAM_SIZE = (64, 64)
+ABSENT = 1.0  # seconds without a face that end a window; less is a turned head
+HDR = (16, 18)  # transfer curves PQ and HLG: read as SDR they would look washed out
+THUMBNAIL = 160  # pixels of the longer side, for the summary page
+_HISTOGRAM_SIDE = 64
 
 
 class Reject(NamedTuple):
     """Why a piece of footage is not in the dataset."""
 
     video_id: str
-    reason: str  # a key of REMEDIES
-    detail: str  # the numbers
+    reason: str  # a key of quality.REMEDIES
+    detail: str  # in words
     first: int  # frame at 25 fps where the piece starts
     frames: int  # its length; 0 = the whole video
+    numbers: dict[str, float]  # what was measured
+    thumbnail: bytes = b""  # JPEG
+
+
+class Watched(NamedTuple):
+    """One frame of footage."""
+
+    frame: UInt8[ndarray, "Y X 3"]
+    cut: bool  # the first of its shot
+    faces: Float[ndarray, "J 4"] | None  # None: not looked at
 
 
 class Piece(NamedTuple):
@@ -64,161 +69,175 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ClipSettings:
-    """What the clips depend on besides the footage; its fields decide a rebuild."""
+    """What the clips depend on besides the footage."""
 
     prepare: ConfigDict
     face_size: int
     sample_rate: int
     fps: int
+    network: identity.FaceNetwork | None  # only its `crops` are asked for here
 
 
-def prepare_video(video: Video, settings: ClipSettings, folder: Path) -> list[Reject]:
-    """Write the clips of one video into `folder`, one .npz each; return the rejects.
+def scan(video: Video, settings: ClipSettings) -> Iterator[dict[str, Any] | Reject]:
+    """The clips of a video, as records without people, and what was left out of it.
 
-    A marker file tells that the video is done: a second call reads it and returns.
+    InputError: the footage cannot be read to its end; what came before must be dropped.
     """
-    name = _name(video)
-    marker = folder / f"{name}.rejects.npz"
-    if marker.exists():
-        return _load_rejects(marker)
-    rejects = []
-    try:
-        for number, result in enumerate(_clips(video, settings)):
-            if isinstance(result, Reject):
-                rejects.append(result)
-            else:
-                save_record(folder / f"{name}.{number:06d}.clip.npz", result)
-    except InputError as error:
-        for path in folder.glob(f"{name}.*.clip.npz"):
-            path.unlink()
-        rejects = [Reject(video.video_id, "unreadable", str(error), 0, 0)]
-    columns = zip(*rejects, strict=True) if rejects else [()] * len(Reject._fields)
-    table = dict(zip(Reject._fields, map(list, columns), strict=True))
-    save_record(marker, table)
-    return rejects
-
-
-def clip_paths(video: Video, folder: Path) -> list[Path]:
-    """The clips that `prepare_video` wrote of a video, in order."""
-    return sorted(folder.glob(f"{_name(video)}.*.clip.npz"))
-
-
-def save_record(path: Path, record: Mapping[str, Any]) -> None:
-    """A record as a whole .npz, or nothing."""
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        np.savez(file, **record)
-    os.replace(temporary, path)
-
-
-def load_record(path: Path) -> dict[str, Any]:
-    """A record of `save_record`; texts and numbers as Python has them."""
-    with np.load(path, allow_pickle=False) as stored:
-        values = {name: stored[name] for name in stored.files}
-    return {
-        name: value if value.ndim else value.item() for name, value in values.items()
-    }
-
-
-def _name(video: Video) -> str:
-    return hashlib.sha256(video.video_id.encode()).hexdigest()[:20]
-
-
-def _clips(video: Video, settings: ClipSettings) -> Iterator[dict | Reject]:
-    caption = read_caption(video.path, settings.prepare.caption)
-    if not media.probe(video.path).has_audio:
-        yield Reject(video.video_id, "no sound", "no audio stream", 0, 0)
+    facts = media.probe(video.path)
+    if not facts.has_audio:
+        yield Reject(video.video_id, "no sound", "no audio stream", 0, 0, {})
+        return
+    if (curve := _transfer(video.path)) in HDR:
+        detail = f"transfer curve {curve}, {facts.width}x{facts.height}"
+        yield Reject(video.video_id, "HDR", detail, 0, 0, {})
         return
     wave = media.read_audio(video.path, settings.sample_rate)
-    identity = {
+    about = {
         "video_id": video.video_id,
-        "person": video.person,
-        "scene": video.scene,
-        "caption": caption,
+        "person": video.person or "",
+        "scene": video.scene or "",
+        "caption": video.caption or read_caption(video.path, settings.prepare.caption),
+        "licence": video.licence,
+        "split": video.split,
     }
-    for piece in _pieces(video.path, settings):
-        result = _clip(piece, wave, settings)
-        if isinstance(result, Reject):
-            yield result._replace(video_id=video.video_id)
-        else:
-            clip_id = f"{video.video_id}:{piece.first:06d}"
-            yield {"clip_id": clip_id, **identity, **result}
+    piece = None
+    for piece in _pieces(video, settings):
+        for start, stop in _windows(piece, settings):
+            window = _part(piece, start, stop, settings.prepare.detect_every)
+            result = _clip(window, wave, settings)
+            if isinstance(result, Reject):
+                yield result._replace(video_id=video.video_id)
+            else:
+                clip_id = f"{video.video_id}:{window.first:06d}"
+                seconds = np.float32(window.first / settings.fps)
+                yield {"clip_id": clip_id, **about, "start": seconds, **result}
+    if piece is None:
+        detail = f"{facts.seconds:.2f} s, the part begins at {video.start or 0:g} s"
+        yield Reject(video.video_id, "too short", detail, 0, 0, {})
 
 
-def _pieces(path: Path, settings: ClipSettings) -> Iterator[Piece]:
-    """Cut footage at shot changes and at the longest clip."""
-    prepare = settings.prepare
-    frames, found, first, in_shot, before = [], [], 0, 0, None
-    size = source_size = None
+def watch(
+    path: Path, settings: ClipSettings, first: int = 0, end: int | None = None
+) -> Iterator[Watched]:
+    """Frames `first`..`end` at 25 fps with cuts, and with faces every few frames.
+
+    Faces are looked at where a shot begins, where it is cut for its length, and every
+    `detect_every` frames after either.
+    """
+    prepare, before, since = settings.prepare, None, 0
+    follower = Follower(prepare.search_every)
     for index, frame in enumerate(media.iterate_frames(path, settings.fps)):
-        if size is None:
-            source_size = frame.shape[:2]
-            size = conditions.bucket_of(*source_size, prepare)
+        if end is not None and index >= end:
+            return
+        if index < first:
+            continue
         histogram = _histogram(frame)
-        cut = before is not None and _jump(before, histogram) > prepare.shot_cut
-        before = histogram
-        if frames and (cut or len(frames) == prepare.clip_frames):
-            yield Piece(first, np.stack(frames), found, source_size, in_shot)
-            frames, found, first = [], [], index
-            in_shot = 0 if cut else in_shot + 1
-        if len(frames) % prepare.detect_every == 0:
-            found.append(people.find_faces(frame))
-        frames.append(media.cover_resize(frame[None], size)[0])
-    yield Piece(first, np.stack(frames), found, source_size, in_shot)
+        cut = before is None or _jump(before, histogram) > prepare.shot_cut
+        before, since = histogram, 0 if cut else since + 1
+        faces = None
+        if since % prepare.clip_frames % prepare.detect_every == 0:
+            faces = follower.look(frame, index, cut)
+        yield Watched(frame, cut, faces)
+
+
+def _pieces(video: Video, settings: ClipSettings) -> Iterator[Piece]:
+    """Shots, cut at the longest clip. Valid until the next one is asked for."""
+    longest, fps = settings.prepare.clip_frames, settings.fps
+    first = round((video.start or 0) * fps)
+    end = None if video.end is None else round(video.end * fps)
+    room, count, found, in_shot, start = None, 0, [], 0, first
+    for index, seen in enumerate(watch(video.path, settings, first, end), first):
+        if room is None:
+            source = seen.frame.shape[:2]
+            size = conditions.bucket_of(*source, settings.prepare)
+            room = np.empty((longest, *size, 3), np.uint8)
+        if count and (seen.cut or count == longest):
+            yield Piece(start, room[:count], found, source, in_shot)
+            count, found, start = 0, [], index
+            in_shot = 0 if seen.cut else in_shot + 1
+        if seen.faces is not None:
+            found.append(seen.faces)
+        room[count] = media.cover_resize(seen.frame[None], size)[0]
+        count += 1
+    if count:
+        yield Piece(start, room[:count], found, source, in_shot)
+
+
+def _windows(piece: Piece, settings: ClipSettings) -> list[tuple[int, int]]:
+    """Where a piece is cut so that each part shows one speaker, or is refused whole."""
+    prepare, count = settings.prepare, len(piece.frames)
+    every = prepare.detect_every
+    patience = max(1, round(ABSENT * settings.fps / every))
+    seen = [people.link_faces([faces], 1, 1).faces for faces in piece.found]
+    good = [0 < faces <= prepare.max_faces for faces in seen]
+    crowd = [faces > prepare.max_faces for faces in seen]
+    edges, start, last = [], None, None
+    for sample, ok in enumerate(good):
+        if ok:
+            start, last = sample if start is None else start, sample
+        elif start is not None and (crowd[sample] or sample - last > patience):
+            edges.append((start * every, (last + 1) * every))
+            start = None
+    if start is not None:
+        edges.append((start * every, count))
+    before = edges[0][0] // every if edges else 0
+    if 0 < before <= patience and not any(crowd[:before]):
+        edges[0] = (0, edges[0][1])
+    whole = [(0, count)]
+    edges = [(a, min(b, count)) for a, b in edges]
+    if not any(b - a >= prepare.min_frames for a, b in edges):
+        return whole
+    # What lies between belongs to nobody, and is listed as such.
+    marks = sorted({0, count, *(mark for edge in edges for mark in edge)})
+    return list(itertools.pairwise(marks))
+
+
+def _part(piece: Piece, start: int, stop: int, every: int) -> Piece:
+    return piece._replace(
+        first=piece.first + start,
+        frames=piece.frames[start:stop],
+        found=piece.found[start // every : -(-stop // every)],
+        in_shot=piece.in_shot + (start > 0),
+    )
 
 
 def _clip(piece: Piece, wave: ndarray, settings: ClipSettings) -> dict | Reject:
     """The record of a piece without its names, or the first reason against it."""
-    prepare, fps = settings.prepare, settings.fps
+    prepare, fps, rate = settings.prepare, settings.fps, settings.sample_rate
     count = 1 + (len(piece.frames) - 1) // 4 * 4
-
-    def reject(reason: str, detail: str) -> Reject:
-        return Reject("", reason, detail, piece.first, len(piece.frames))
-
+    frames = piece.frames[:count]
+    start, stop = (round(e / fps * rate) for e in (piece.first, piece.first + count))
+    sound = wave[start:stop]
+    track = people.link_faces(piece.found, prepare.detect_every, len(piece.frames))
+    size = frames.shape[1:3]
+    boxes, visible = _to_bucket(track.boxes[:count], piece.source_size, size)
+    found = quality.measure(frames, boxes, track, visible, sound, (fps, rate))
+    refused = quality.refusal(found, prepare)
     if count < prepare.min_frames:
         reason = "leftover" if piece.in_shot else "too short"
-        return reject(reason, f"{count} frames of {prepare.min_frames}")
-    edges = piece.first, piece.first + count
-    start, stop = (round(edge / fps * settings.sample_rate) for edge in edges)
-    sound = wave[start:stop]
-    loudness = 20 * np.log10(max(float(np.sqrt(np.mean(np.square(sound)))), 1e-10))
-    if loudness < prepare.min_loudness:
-        return reject("too quiet", f"{loudness:.1f} dBFS of {prepare.min_loudness}")
-    track = people.link_faces(piece.found, prepare.detect_every, len(piece.frames))
-    size = piece.frames.shape[1:3]
-    boxes, visible = _to_bucket(track.boxes[:count], piece.source_size, size)
-    if refusal := _face_refusal(track, boxes, visible, prepare):
-        return reject(*refusal)
+        refused = reason, f"{count} frames of {prepare.min_frames}"
+    picture = _thumbnail(frames[count // 2], boxes[count // 2])
+    if refused:
+        return Reject("", *refused, piece.first, len(piece.frames), found, picture)
+    faces = people.crop_faces(frames, boxes, settings.face_size, prepare.identity_faces)
+    looked = faces[:0]
+    if settings.network is not None:
+        looked = settings.network.crops(frames, boxes, prepare.identity_faces)
     return {
         "orientation": "landscape" if size == tuple(prepare.landscape) else "portrait",
         "num_frames": count,
+        "quality": json.dumps(found),
+        "scene_signature": scenes.of_clip(frames, boxes),
         "video": np.frombuffer(
-            media.encode_mp4(piece.frames[:count], fps, prepare.crf), np.uint8
+            video_files.encode_mp4(frames, fps, prepare.crf), np.uint8
         ),
         "wave": _whole(sound, stop - start),
         "face_boxes": boxes,
         "person_box": conditions.person_box_from_face(boxes[0]),
-        "faces": people.crop_faces(
-            piece.frames[:count], boxes, settings.face_size, prepare.identity_faces
-        ),
+        "faces": faces,
+        "identity_faces": looked,
+        "thumbnail": np.frombuffer(picture, np.uint8),
     }
-
-
-def _face_refusal(
-    track: people.FaceTrack, boxes: ndarray, visible: float, prepare: ConfigDict
-) -> tuple[str, str] | None:
-    if track.coverage < max(prepare.min_coverage, 1e-9):
-        seen = f"in {track.coverage:.0%} of {prepare.min_coverage:.0%} of the samples"
-        return "no face", seen
-    if track.faces > prepare.max_faces:
-        return "several people", f"{track.faces} at once, of {prepare.max_faces}"
-    if visible < MIN_VISIBLE:
-        return "face cut off", f"{visible:.0%} inside the bucket, of {MIN_VISIBLE:.0%}"
-    height = float(np.median(boxes[:, 3] - boxes[:, 1]))
-    if height < prepare.min_face:
-        detail = f"{height:.3f} of the frame's height, of {prepare.min_face}"
-        return "face too small", detail
-    return None
 
 
 def _to_bucket(
@@ -242,8 +261,8 @@ def _to_bucket(
 
 
 def _histogram(frame: ndarray) -> ndarray:
-    small = cv2.resize(frame, _HISTOGRAM_SIZE, interpolation=cv2.INTER_AREA)
-    bins = (small >> 5).astype(np.int32)
+    rows, columns = (max(1, side // _HISTOGRAM_SIDE) for side in frame.shape[:2])
+    bins = (frame[::rows, ::columns] >> 5).astype(np.int32)
     codes = bins[..., 0] * 64 + bins[..., 1] * 8 + bins[..., 2]
     return np.bincount(codes.ravel(), minlength=512) / codes.size
 
@@ -258,7 +277,19 @@ def _whole(sound: Float[ndarray, " n"], length: int) -> ndarray:
     return np.pad(samples, (0, length - len(samples)))
 
 
-def _load_rejects(path: Path) -> list[Reject]:
-    with np.load(path, allow_pickle=False) as table:
-        columns = [table[name].tolist() for name in Reject._fields]
-    return [Reject(*row) for row in zip(*columns, strict=True)]
+def _transfer(path: Path) -> int:
+    """The transfer curve that a file states (ITU-T H.273)."""
+    with containers.opened(path) as container:
+        return int(containers.video_stream(path, container).codec_context.color_trc)
+
+
+def _thumbnail(frame: ndarray, box: ndarray) -> bytes:
+    """A small JPEG of a frame with the face's box."""
+    scale = THUMBNAIL / max(frame.shape[:2])
+    small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    rows, columns = small.shape[:2]
+    if (box[2:] > box[:2]).all():
+        edges = np.rint(box * [columns, rows, columns, rows]).astype(int).tolist()
+        cv2.rectangle(small, edges[:2], edges[2:], (255, 210, 0), 1)
+    done, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return data.tobytes() if done else b""

@@ -1,73 +1,199 @@
-"""A folder of videos -> a dataset, whole: what `launch.prepare_data` runs.
+"""Footage -> a dataset, whole: what `launch.prepare_data` runs.
 
-    find videos - cut them into clips (processes) - write clips - encode - write encoded
+    find videos - leave out what a benchmark scores - clips of each video (pipeline.py)
+    - who is who, records (writing.py) - encode - summary page - checksums
 
 All is made in OUTPUT.partial beside the present dataset, which is replaced at the end
 by renaming. Cut and encoded clips are kept in OUTPUT.partial/work until then, so that a
 stopped run goes on where it was. Two fingerprints decide what has to be made at all.
 """
 
+import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines import conditions, records
-from data_pipelines.prepare import clips, encode
-from data_pipelines.prepare.pairs import Video, find_videos, is_held_out
+from data_pipelines import features, records
+from data_pipelines.features import Readers
+from data_pipelines.prepare import (
+    checksums,
+    clips,
+    encode,
+    leaks,
+    pipeline,
+    remote,
+    store,
+    summary,
+    writing,
+)
+from data_pipelines.prepare.identity import CropNetwork, FaceNetwork
+from data_pipelines.prepare.importers import Video, find_videos
+from data_pipelines.prepare.pipeline import Runner
 from tavr_jax.encoders.vae import Codec
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.errors import InputError
 
 # fields that change how fast, not what
-_SPEED = ("workers", "records_per_shard")
+_SPEED = ("workers", "records_per_shard", "worker_memory", "video_timeout")
 
 
-def prepare(source: Path, output: Path, config: ConfigDict, codec: Codec) -> bool:
-    """Bring `output` up to what footage, config and codec say; false: it already was.
+class Networks(NamedTuple):
+    """What clips are read with."""
 
-    InputError: nothing to read, nothing kept, a folder in the way.
+    codec: Codec
+    readers: Readers
+    face: FaceNetwork | None  # None: people are told apart by name alone
+
+
+def prepare(
+    source: Path,
+    output: Path,
+    config: ConfigDict,
+    networks: Networks,
+    runner: Runner,
+) -> bool:
+    """Bring `output` up to what footage, config and networks say; false: it already was
+
+    InputError: nothing to read, nothing kept, a folder in the way, a full disk.
     """
     _check(config)
-    encode.check_features(config)
-    videos = find_videos(source)
-    cut, encoded = _fingerprints(videos, config, fingerprint(codec))
+    features.check(networks.readers, config)
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        return _prepare(source, output, partial, config, networks, runner)
+    except (OSError, RuntimeError) as error:
+        if not _is_full(error):
+            raise
+        raise InputError(
+            f"--output {output}: the disk is full; make room and run the same command "
+            f"again: it goes on from what is in {partial}"
+        ) from error
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error is a full disk's; ArrayRecord tells it in words only."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in codes
+    return any(os.strerror(code) in str(error) for code in codes)
+
+
+def _prepare(
+    source: Path,
+    output: Path,
+    partial: Path,
+    config: ConfigDict,
+    networks: Networks,
+    runner: Runner,
+) -> bool:
+    videos, refused = _videos(source, config)
+    names = [reject.video_id for reject in refused]
+    cut, encoded = _fingerprints(videos, names, config, networks)
     present = _present(output)
     if (present.get("clips"), present.get("encoded")) == (cut, encoded):
         print(f"{output}: up to date, nothing to do")
         return False
-    partial = output.with_name(f"{output.name}.partial")
     work = _resumed(partial, cut)
     if present.get("clips") == cut:
         print(f"{output}: same clips, another codec or text: encoding again")
         _link_clips(output, partial)
     else:
-        rejects = cut_videos(videos, config, work)
-        _write_clips(videos, rejects, config, work, partial)
-    _write_encoded(config, codec, work / encoded, partial)
-    summary = {
+        cut_out = cut_videos(videos, config, networks.face, work, runner, source)
+        rejects = [*refused, *cut_out]
+        try:
+            writing.write_clips(videos, rejects, config, networks.face, work, partial)
+        except InputError:
+            shutil.rmtree(partial)  # nothing to keep: no clip, or nobody to train on
+            raise
+        title, shown = runner.bucket or source.name, _shown(videos, work)
+        summary.write(partial, title, rejects, shown, config)
+    _write_encoded(config, networks, work / encoded, partial)
+    facts = {
         "version": records.VERSION,
         "clips": cut,
         "encoded": encoded,
-        "codec": fingerprint(codec),
+        "codec": fingerprint(networks.codec),
         "config": config.name,
         "count": len(records.read_index(partial)),
     }
-    (partial / records.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    (partial / records.SUMMARY).write_text(json.dumps(facts, indent=2) + "\n")
+    checksums.write(partial, ("work",))
     shutil.rmtree(partial / "work")
     _publish(partial, output)
     return True
+
+
+def _videos(source: Path, config: ConfigDict) -> tuple[list[Video], list[clips.Reject]]:
+    """All footage that may be used, and what may not for its name."""
+    videos, refused = find_videos(source, config.prepare.cluster_people), []
+    for video in videos:
+        if video.video_id != video.video_id.encode(errors="replace").decode():
+            name = video.video_id.encode(errors="backslashreplace").decode()
+            detail = "its name is not UTF-8; rename it"
+            refused.append(clips.Reject(name, "unreadable", detail, 0, 0, {}))
+            videos = [other for other in videos if other is not video]
+    if config.prepare.exclude:
+        guard = leaks.leaks(config.prepare.exclude)
+        videos, leaking = leaks.without_leaks(videos, guard)
+        refused += [
+            clips.Reject(video.video_id, "in a benchmark", reason, 0, 0, {})
+            for video, reason in leaking
+        ]
+    return videos, refused
+
+
+def cut_videos(
+    videos: list[Video],
+    config: ConfigDict,
+    network: FaceNetwork | None,
+    work: Path,
+    runner: Runner,
+    source: Path,
+) -> list[clips.Reject]:
+    """Clips of all videos into the work folder; what was left out, in order."""
+    settings = clips.ClipSettings(
+        config.prepare,
+        config.face.size,
+        config.speech.sample_rate,
+        config.speech.fps,
+        _only_crops(network),
+    )
+    if runner.exchange:  # one folder a fingerprint; an earlier run may have filled it
+        runner = runner._replace(exchange=f"{runner.exchange}/{work.name}")
+        remote.copy_results(runner.exchange, str(work))
+    waiting = [video for video in videos if not store.is_done(video, work)]
+    if waiting and runner.beam:
+        pipeline.run(waiting, settings, work, runner, source)
+    elif waiting:
+        done = pipeline.each_video(waiting, settings, work)
+        bar = {"desc": "cutting", "unit": "video", "mininterval": 2}
+        for _ in tqdm(done, total=len(waiting), **bar):
+            pass
+    return [reject for video in videos for reject in store.rejects(video, work)]
+
+
+def _only_crops(network: FaceNetwork | None) -> FaceNetwork | None:
+    """The network as workers use it: they cut faces out, and load no weights."""
+    if isinstance(network, CropNetwork):
+        return network._replace(embed=None)
+    return network
+
+
+def _shown(videos: list[Video], work: Path) -> list[tuple[str, bytes]]:
+    """Names and pictures of some clips, evenly among all."""
+    paths = [path for video in videos for path in store.clip_paths(video, work)]
+    count = min(len(paths), summary.SHOWN)
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, count).astype(int)]
+    loaded = [store.load_record(path, ("clip_id", "thumbnail")) for path in chosen]
+    return [(clip["clip_id"], clip["thumbnail"].tobytes()) for clip in loaded]
 
 
 # What is there
@@ -83,24 +209,29 @@ def _check(config: ConfigDict) -> None:
     for name in ("landscape", "portrait"):
         if any(side % 16 for side in p[name]):
             raise InputError(f"prepare.{name}={tuple(p[name])}: use multiples of 16")
-    for name in ("min_frames", "detect_every", "identity_faces", "records_per_shard"):
+    positive = ("min_frames", "detect_every", "search_every", "identity_faces")
+    for name in (*positive, "records_per_shard"):
         if p[name] < 1:
             raise InputError(f"prepare.{name}={p[name]}: use 1 or more")
 
 
 def _fingerprints(
-    videos: list[Video], config: ConfigDict, codec: str
+    videos: list[Video], refused: list[str], config: ConfigDict, networks: Networks
 ) -> tuple[str, str]:
     """Of everything that clips depend on, and that encoded records depend on."""
     wanted = {k: v for k, v in config.prepare.to_dict().items() if k not in _SPEED}
     footage = [
-        (video.video_id, *_stamps(video.path, ("", ".json", ".txt")))
-        for video in videos
+        (*video[1:], *_stamps(video.path, ("", ".json", ".txt"))) for video in videos
     ]
-    speech, text = config.speech.to_dict(), config.text.to_dict()
-    made = [records.VERSION, footage, wanted, config.face.size]
-    cut = _digest([*made, speech["sample_rate"], speech["fps"]])
-    return cut, _digest([cut, codec, config.codec.to_dict(), speech, text])
+    guards = [_stamps(Path(file), ("",)) for file in config.prepare.exclude]
+    face = networks.face and networks.face.name
+    speech = config.speech.to_dict()
+    made = [records.VERSION, footage, refused, wanted, guards, face]
+    cut = _digest([*made, config.face.size, speech["sample_rate"], speech["fps"]])
+    sections = [config[name].to_dict() for name in ("codec", "wav2vec", "text")]
+    read = [config.networks[name] for name in ("speech", "text", "tokenizer")]
+    codec = fingerprint(networks.codec)
+    return cut, _digest([cut, codec, speech, sections, read])
 
 
 def _stamps(path: Path, suffixes: Iterable[str]) -> list[tuple[int, int] | None]:
@@ -125,8 +256,8 @@ def _present(output: Path) -> dict[str, Any]:
         raise InputError(
             f"--output {output}: is there and is no dataset; choose another folder"
         )
-    summary = json.loads(path.read_text())
-    return summary if summary.get("version") == records.VERSION else {}
+    facts = json.loads(path.read_text())
+    return facts if facts.get("version") == records.VERSION else {}
 
 
 def _resumed(partial: Path, cut: str) -> Path:
@@ -139,131 +270,16 @@ def _resumed(partial: Path, cut: str) -> Path:
     return work
 
 
-# Cutting
-
-
-def cut_videos(
-    videos: list[Video], config: ConfigDict, work: Path
-) -> list[clips.Reject]:
-    """Clips of all videos into the work folder, several videos at once."""
-    settings = clips.ClipSettings(
-        config.prepare,
-        config.face.size,
-        config.speech.sample_rate,
-        config.speech.fps,
-    )
-    workers = config.prepare.workers or os.cpu_count() or 1
-    results: dict[str, list[clips.Reject]] = {}
-    with tqdm(total=len(videos), desc="cutting", unit="video", mininterval=2) as bar:
-        for video, rejects in _each(videos, settings, work, min(workers, len(videos))):
-            results[video.video_id] = rejects
-            bar.update()
-    return [reject for video in videos for reject in results[video.video_id]]
-
-
-def _each(
-    videos: list[Video], settings: clips.ClipSettings, work: Path, workers: int
-) -> Iterator[tuple[Video, list[clips.Reject]]]:
-    if workers == 1:
-        for video in videos:
-            yield video, clips.prepare_video(video, settings, work)
-        return
-    # Spawned, not forked: JAX and OpenCV have threads that a fork would tear.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _single_threaded) as pool:
-        try:
-            jobs = {
-                pool.submit(clips.prepare_video, video, settings, work): video
-                for video in videos
-            }
-            for job in as_completed(jobs):
-                yield jobs[job], job.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _single_threaded() -> None:
-    cv2.setNumThreads(1)
-
-
-def _write_clips(
-    videos: list[Video],
-    rejects: list[clips.Reject],
-    config: ConfigDict,
-    work: Path,
-    partial: Path,
-) -> None:
-    """The clips dataset, its index and the rejects."""
-    paths = [path for video in videos for path in clips.clip_paths(video, work)]
-    if not paths:
-        _refuse(rejects, partial)
-    writer = records.RecordWriter(
-        partial,
-        "clips",
-        records.clip_features(),
-        "Clips of one talking person: pictures, sound, face boxes and face crops.",
-        config.prepare.records_per_shard,
-    )
-    rows, counts = [], Counter()
-    for path in tqdm(paths, desc="writing", unit="clip", mininterval=2):
-        clip = clips.load_record(path)
-        split = "test" if is_held_out(clip["person"], config.prepare.held_out) else ""
-        split = split or "train"
-        rows.append(_row(clip, split, counts[split], config))
-        writer.add(split, clip | {"video": clip["video"].tobytes()})
-        counts[split] += 1
-    writer.close()
-    if not counts["train"]:
-        shutil.rmtree(partial)
-        raise InputError(
-            f"prepare.held_out={config.prepare.held_out}: everybody is held out; "
-            "lower it, or give more people"
-        )
-    records.write_index(partial, rows)
-    lines = [json.dumps(reject._asdict()) + "\n" for reject in rejects]
-    (partial / records.REJECTS).write_text("".join(lines))
-
-
-def _row(
-    clip: dict[str, Any], split: str, record: int, config: ConfigDict
-) -> records.Row:
-    size = tuple(config.prepare[clip["orientation"]])
-    tokens = conditions.face_tokens(clip["face_boxes"], size)
-    person = conditions.still_mask(clip["person_box"], size)
-    return records.Row(
-        *(clip[name] for name in ("clip_id", "video_id", "person", "scene")),
-        split=split,
-        record=record,
-        frames=clip["num_frames"],
-        size=size,
-        orientation=clip["orientation"],
-        still_tokens=int(conditions.still_tokens(person).sum()),
-        face_tokens=tuple(tokens.sum(axis=(1, 2)).tolist()),
-    )
-
-
-def _refuse(rejects: list[clips.Reject], partial: Path) -> None:
-    """No clip survived: say the commonest reason."""
-    shutil.rmtree(partial)
-    reason, count = Counter(reject.reason for reject in rejects).most_common(1)[0]
-    example = next(reject for reject in rejects if reject.reason == reason)
-    raise InputError(
-        f"--source: no clip could be kept: {count} of {len(rejects)} rejected for "
-        f"'{reason}' ({example.video_id}: {example.detail}); {clips.REMEDIES[reason]}"
-    )
-
-
 # Encoding
 
 
 def _write_encoded(
-    config: ConfigDict, codec: Codec, cache: Path, partial: Path
+    config: ConfigDict, networks: Networks, cache: Path, partial: Path
 ) -> None:
     """The encoded dataset, record for record with the clips."""
     cache.mkdir(exist_ok=True)
-    name = fingerprint(codec)
-    run = encode.make_encoder(codec, name, config)
+    readers, name = networks.readers, fingerprint(networks.codec)
+    run = encode.make_encoder(networks.codec, name, readers, config)
     writer = records.RecordWriter(
         partial,
         "encoded",
@@ -280,10 +296,10 @@ def _write_encoded(
     for number, row in enumerate(bar):
         path = cache / f"{number:08d}.npz"
         if not path.exists():
-            clips.save_record(path, run(opened[row.split][row.record]))
-        writer.add(row.split, clips.load_record(path))
+            store.save_record(path, run(opened[row.split][row.record]))
+        writer.add(row.split, store.load_record(path))
     writer.close()
-    np.save(partial / records.NULL_TEXT, encode.null_text(config))
+    np.save(partial / records.NULL_TEXT, encode.null_text(readers))
 
 
 # Replacing
@@ -292,7 +308,7 @@ def _write_encoded(
 def _link_clips(output: Path, partial: Path) -> None:
     """The present clips under the new folder, without copying where links work."""
     shutil.copytree(output / "clips", partial / "clips", copy_function=_link)
-    for name in (records.INDEX, records.REJECTS):
+    for name in (records.INDEX, records.REJECTS, writing.QUALITY, summary.PAGE):
         shutil.copy2(output / name, partial / name)
 
 

@@ -1,57 +1,30 @@
 """A clip -> what the transformer reads: latents, tokens, speech rows, text.
 
-The codec is causal: a latent sees no later frame. Clips are therefore padded at the end
-to few lengths, each compiled once, and the padding's latents are cut off: exact.
-
     still      frame 0 with the person's cells at 0            [TAVR_SPEC 7, conditions]
     reference  25 copies of frame 0 in front, last F // 4 kept [TAVR_SPEC 9-5]
     reference_audio   3 copies of row 0 in front               [TAVR_SPEC 4]
 
-Speech rows are log-mel and text rows are hashed words: the features of the mini world.
+Rows of speech and text are what the config's readers make of them (`features.py`).
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
-from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray
 
-from data_pipelines import conditions, media, records
+from data_pipelines import conditions, media, records, speech_rows
+from data_pipelines.features import Readers
 from tavr_jax.encoders.speech import SpeechConfig, log_mel
-from tavr_jax.encoders.text import TextConfig, embed
-from tavr_jax.encoders.vae import Codec, encode_reference
+from tavr_jax.encoders.vae import Codec
+from tavr_jax.encoders.vae_stream import encode_reference_stream, encode_stream
 from tavr_jax.errors import InputError
 
-PREFIX_ROWS = 3  # copies of the first row before the reference's speech
-_LENGTHS = 8  # padded clips have a multiple of this many latents, plus one
-
+Frames = UInt8[ndarray, "F Y X 3"]
 Encode = Callable[[Mapping[str, Any]], dict[str, Any]]
-
-
-def check_features(config: ConfigDict) -> None:
-    """InputError where the model expects other features than are prepared here."""
-    rows = 4 * config.speech.mel_bins
-    model = config.model
-    wanted = {
-        "model.audio_dim": (model.audio_dim, rows),
-        "model.videoref_audio_dim": (model.videoref_audio_dim, rows),
-        "model.text_dim": (model.text_dim, config.text.dim),
-        "model.text_len": (model.text_len, config.text.length),
-        "model.out_dim": (model.out_dim, config.codec.z_dim),
-    }
-    for field, (asked, made) in wanted.items():
-        if asked != made:
-            raise InputError(
-                f"{field}={asked}: records hold {made} (log-mel rows, hashed words); "
-                f"set --config.{field}={made} or choose a mini config"
-            )
 
 
 def features(config: ConfigDict) -> tfds.features.FeaturesDict:
@@ -65,18 +38,20 @@ def features(config: ConfigDict) -> tfds.features.FeaturesDict:
     )
 
 
-def null_text(config: ConfigDict) -> Float[ndarray, "L E"]:
+def null_text(readers: Readers) -> Float[ndarray, "L E"]:
     """Rows of the empty caption, which the reference reads."""
-    return np.asarray(embed("", TextConfig(**config.text)), np.float16)
+    return np.asarray(readers.text.read(""), np.float16)
 
 
-def make_encoder(codec: Codec, name: str, config: ConfigDict) -> Encode:
+def make_encoder(
+    codec: Codec, name: str, readers: Readers, config: ConfigDict
+) -> Encode:
     """A function from a clip record to its encoded record.
 
-    Args: the codec, the fingerprint of its weights, the config.
+    Args: the codec, the fingerprint of its weights, speech and text, the config.
     """
-    speech, text = SpeechConfig(**config.speech), TextConfig(**config.text)
-    encode_video = _video_encoder(codec, config.prepare.clip_frames)
+    mel_config = SpeechConfig(**config.speech)
+    encode_video = _video_encoder(codec, config.output.decode_latents)
 
     def encode(clip: Mapping[str, Any]) -> dict[str, Any]:
         frames = media.decode_mp4(clip["video"])
@@ -85,8 +60,8 @@ def make_encoder(codec: Codec, name: str, config: ConfigDict) -> Encode:
         still = conditions.grey_person(frames[0], person)
         latents, reference, still = encode_video(frames, still)
         wave = clip["wave"].astype(np.float32) / 32767
-        mel = np.asarray(log_mel(wave, len(frames), speech), np.float16)
-        prefix = mel[:1].repeat(PREFIX_ROWS, axis=0)
+        count = len(frames)
+        heard = readers.speech.reference(wave, count)
         return {
             "clip_id": _text(clip["clip_id"]),
             "latents": latents,
@@ -94,10 +69,13 @@ def make_encoder(codec: Codec, name: str, config: ConfigDict) -> Encode:
             "still_tokens": conditions.still_tokens(person),
             "reference": reference,
             "reference_tokens": conditions.face_tokens(clip["face_boxes"], size),
-            "audio": mel,
-            "reference_audio": np.concatenate([prefix, mel]),
-            "mel": mel,
-            "text": np.asarray(embed(_text(clip["caption"]), text), np.float16),
+            "audio": np.asarray(readers.speech.clip(wave, count), np.float16),
+            # no model is at hand to have a null row: the last stands in for it
+            "reference_audio": np.asarray(
+                speech_rows.reference_track(heard, count, heard[-1:]), np.float16
+            ),
+            "mel": np.asarray(log_mel(wave, count, mel_config), np.float16),
+            "text": np.asarray(readers.text.read(_text(clip["caption"])), np.float16),
             "face_boxes": clip["face_boxes"],
             "faces": clip["faces"],
             "codec": name,
@@ -106,44 +84,37 @@ def make_encoder(codec: Codec, name: str, config: ConfigDict) -> Encode:
     return encode
 
 
-@partial(jax.jit, static_argnums=0)
-def _encode(graph: nnx.GraphDef, weights: nnx.State, frames, still) -> list[jax.Array]:
-    codec = nnx.merge(graph, weights)
-    video = frames[None].astype(jnp.float32) / 127.5 - 1
-    outputs = (
-        codec.encode(video),
-        encode_reference(codec, video),
-        codec.encode(still[None, None]),
-    )
-    return [latents[0].astype(jnp.float16) for latents in outputs]
+def _video_encoder(codec: Codec, step: int) -> Callable:
+    """(frames, grey still) -> float16 latents, reference latents, still latent.
 
+    In steps of `step` latents: memory and compiled programs are the same for all clips.
+    """
 
-def _video_encoder(codec: Codec, longest: int) -> Callable:
-    """(frames, grey still) -> float16 latents, reference latents, still latent."""
-    graph, weights = nnx.split(codec)
-
-    def encode_video(frames, still):
-        count = len(frames)
-        length = padded_length(count, longest)
-        padding = [(0, length - count), (0, 0), (0, 0), (0, 0)]
-        outputs = _encode(graph, weights, np.pad(frames, padding, mode="edge"), still)
-        latents, reference, still = (np.asarray(latents) for latents in outputs)
-        if not (np.isfinite(latents).all() and np.isfinite(reference).all()):
+    def encode_video(frames: Frames, still: ndarray) -> tuple[ndarray, ...]:
+        found = (
+            encode_stream(codec, _blocks(frames, step), step=step),
+            encode_reference_stream(codec, _blocks(frames, step), step=step),
+            encode_stream(codec, [still[None, None]], step=step),
+        )
+        latents = tuple(
+            np.concatenate([np.asarray(part[0], np.float16) for part in parts])
+            for parts in found
+        )
+        if not all(np.isfinite(part).all() for part in latents):
             raise InputError(
                 "networks.codec: its latents leave the range of float16; train it "
                 "longer, or set codec.latents_mean and codec.latents_std to it"
             )
-        return latents[: 1 + (count - 1) // 4], reference[: count // 4], still
+        return latents
 
     return encode_video
 
 
+def _blocks(frames: Frames, step: int) -> Iterator[Float[ndarray, "1 _ Y X 3"]]:
+    size = conditions.SPAN * step
+    for start in range(0, len(frames), size):
+        yield frames[None, start : start + size].astype(np.float32) / 127.5 - 1
+
+
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def padded_length(count: int, longest: int) -> int:
-    """Frames a clip of `count` = 1 + 4k frames is padded to before it is encoded."""
-    latents = (count - 1) // 4
-    padded = -(-latents // _LENGTHS) * _LENGTHS
-    return max(count, 1 + 4 * min(padded, (longest - 1) // 4))

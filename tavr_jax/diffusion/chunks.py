@@ -2,14 +2,16 @@
 
     (1) latents L = (frames - 1) // 4 + 1, chunks = ceil((L - T) / (T - P)) + 1, at
         least one; the canvas has L + tail latents
-    (2) chunk i reads noise at canvas latents [i (T-P), i (T-P) + T), completed by extra
-        noise where the canvas ends
+    (2) chunk i reads noise at canvas latents [i (T-P), i (T-P) + T), which may reach
+        beyond the canvas
     (3) chunk i hears audio rows [4 i (T-P), 4 i (T-P) + 4 (T-1) + 1), the last repeated
     (4) chunk i > 0 starts from the last P latents of chunk i-1, and its ref row is the
         first latent of chunk 0, all of it valid
     (5) chunk i > 0 writes all but its first P latents; canvas latents that no chunk
         reaches remain noise, and are cut off after decoding
 
+No chunk writes what another has written, so latents can be decoded as they finish, and
+noise has a key of its own for every latent: nothing here grows with the video.
 Source: TAVR_SPEC 12.5.
 """
 
@@ -18,7 +20,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+from numpy import ndarray
 
 from tavr_jax.errors import InputError
 from tavr_jax.types import Conditions
@@ -27,6 +31,10 @@ FRAMES_PER_LATENT = 4
 
 # (noise of the chunk, its conditions) -> finished latents of the chunk
 Denoise = Callable[[Array, Conditions], Array]
+# first canvas latent of a chunk -> its noise, "B T H W C"
+Noise = Callable[[int], Array]
+# index of a chunk -> its latents, where an earlier run has finished it
+Finished = Callable[[int], Array | None]
 
 
 class Span(NamedTuple):
@@ -73,32 +81,31 @@ def plan(frames: int, size: int, motion: int, tail: int) -> Plan:
 
 
 def draw_noise(
-    key: Array, plan: Plan, shape: tuple[int, int, int, int]
-) -> tuple[Float[Array, "B n H W C"], Float[Array, "B extra H W C"]]:
-    """Standard normal canvas and the extra latents that complete the last chunk.
+    key: Array, start: int, size: int, shape: tuple[int, int, int, int]
+) -> Float[Array, "B T H W C"]:
+    """Standard normal canvas latents [start, start + size); `shape` is (B, H, W, C).
 
-    `shape` is (B, H, W, C). `key` is consumed.
+    A latent has the same noise whatever is drawn beside it. `key` is consumed.
     """
-    batch, rows, columns, channels = shape
-    extra = max(0, plan.spans[-1].read + plan.size - plan.canvas)
-    noise = jax.random.normal(
-        key, (batch, plan.canvas + extra, rows, columns, channels)
-    )
-    return noise[:, : plan.canvas], noise[:, plan.canvas :]
+
+    def draw(index: Array) -> Array:
+        return jax.random.normal(jax.random.fold_in(key, index), shape)
+
+    return jax.vmap(draw, out_axes=1)(start + jnp.arange(size))
 
 
 def audio_window(
-    track: Float[Array, "B n U"], index: int, size: int, motion: int
+    track: Float[ndarray, "B n U"], index: int, size: int, motion: int
 ) -> Float[Array, "B A U"]:
-    """(3)."""
+    """(3). The track stays on the host: only a window of it is needed at a time."""
     start = FRAMES_PER_LATENT * index * (size - motion)
-    rows = start + jnp.arange(FRAMES_PER_LATENT * (size - 1) + 1)
-    return track[:, jnp.minimum(rows, track.shape[1] - 1)]
+    rows = start + np.arange(FRAMES_PER_LATENT * (size - 1) + 1)
+    return jnp.asarray(track[:, np.minimum(rows, track.shape[1] - 1)], jnp.float32)
 
 
 def chunk_conditions(
     conditions: Conditions,
-    track: Float[Array, "B n U"],
+    track: Float[ndarray, "B n U"],
     plan: Plan,
     index: int,
     first: Float[Array, "B T H W C"] | None,
@@ -121,31 +128,29 @@ def chunk_conditions(
 def generate(
     denoise: Denoise,
     conditions: Conditions,
-    track: Float[Array, "B n U"],
-    noise: Float[Array, "B canvas H W C"],
-    extra: Float[Array, "B extra H W C"],
+    track: Float[ndarray, "B n U"],
+    noise: Noise,
     plan: Plan,
+    finished: Finished = lambda index: None,
 ) -> Iterator[tuple[Span, Float[Array, "B T H W C"]]]:
-    """Finished chunks, one after another, with the span each one writes."""
-    everything = jnp.concatenate([noise, extra], axis=1)
+    """All chunks, one after another, with the span each one writes."""
     first = previous = None
     for index, span in enumerate(plan.spans):
-        told = chunk_conditions(conditions, track, plan, index, first, previous)
-        chunk = denoise(everything[:, span.read : span.read + plan.size], told)
-        if index:
-            chunk = jnp.concatenate([told.motion, chunk[:, plan.motion :]], axis=1)
+        chunk = finished(index)
+        if chunk is None:
+            told = chunk_conditions(conditions, track, plan, index, first, previous)
+            chunk = denoise(noise(span.read), told)
+            if index:
+                chunk = jnp.concatenate([told.motion, chunk[:, plan.motion :]], axis=1)
         first = chunk if first is None else first
         previous = chunk
         yield span, chunk
 
 
-def stitch(
-    noise: Float[Array, "B canvas H W C"],
-    finished: Iterator[tuple[Span, Float[Array, "B T H W C"]]],
-) -> Float[Array, "B canvas H W C"]:
-    """(5)."""
-    canvas = noise
-    for span, chunk in finished:
-        piece = chunk[:, span.skip : span.skip + span.stop - span.start]
-        canvas = canvas.at[:, span.start : span.stop].set(piece)
-    return canvas
+def in_order(
+    chunks: Iterator[tuple[Span, Float[Array, "B T H W C"]]], plan: Plan
+) -> Iterator[Float[Array, "B n H W C"]]:
+    """What each chunk writes, by (5), up to the last latent of the video."""
+    for span, chunk in chunks:
+        stop = min(span.stop, plan.latents)
+        yield chunk[:, span.skip : span.skip + stop - span.start]

@@ -18,6 +18,7 @@ from tavr_jax.errors import InputError
 
 STEPS = 4  # mel steps of 10 ms in a row of 40 ms
 FLOOR = 1e-6  # mel power of silence
+BLOCK = 1000  # rows computed at a time: a spectrum is twenty times its row
 # mean and spread over twenty clips of read speech of -17 to -38 dBFS, pauses included
 CENTER, SCALE = -4.0, 1.6
 
@@ -45,23 +46,38 @@ def log_mel(
     if not np.isfinite(wave).all():
         raise InputError("speech: samples that are not finite; export the sound again")
     hop = config.sample_rate // (config.fps * STEPS)
-    window = hop * 5 // 2
-    size = 1 << (window - 1).bit_length()
-    steps = num_rows * STEPS
+    size = _window_size(hop)
     # step k is centred on the middle of its 10 ms
     before = size // 2 - hop // 2
-    padded = np.zeros(size + hop * (steps - 1), np.float32)
-    kept = min(wave.size, padded.size - before)
-    padded[before : before + kept] = wave[:kept]
-    power = librosa.feature.melspectrogram(
+    blocks = []
+    for first in range(0, num_rows, BLOCK):
+        steps = min(BLOCK, num_rows - first) * STEPS
+        start = first * STEPS * hop - before
+        padded = np.zeros(size + hop * (steps - 1), np.float32)
+        heard = wave[max(start, 0) : max(start + len(padded), 0)]
+        offset = max(-start, 0)
+        padded[offset : offset + len(heard)] = heard
+        blocks.append(_power(padded, hop, config))
+    rows = (np.log10(np.concatenate(blocks) + FLOOR) - CENTER) / SCALE
+    return rows.reshape(num_rows, STEPS * config.mel_bins).astype(np.float32)
+
+
+def _window_size(hop: int) -> int:
+    """Samples of a Fourier transform: 25 ms, up to a power of two."""
+    return 1 << (hop * 5 // 2 - 1).bit_length()
+
+
+def _power(
+    padded: Float[np.ndarray, " n"], hop: int, config: SpeechConfig
+) -> Float[np.ndarray, "steps bins"]:
+    """Mel power of every step whose samples are there."""
+    return librosa.feature.melspectrogram(
         y=padded,
         sr=config.sample_rate,
-        n_fft=size,
+        n_fft=_window_size(hop),
         hop_length=hop,
-        win_length=window,
+        win_length=hop * 5 // 2,
         center=False,
         n_mels=config.mel_bins,
         fmax=config.mel_fmax,
-    )
-    rows = (np.log10(power.T + FLOOR) - CENTER) / SCALE
-    return rows.reshape(num_rows, STEPS * config.mel_bins).astype(np.float32)
+    ).T

@@ -23,6 +23,7 @@ class TextConfig:
 
     dim: int
     length: int
+    dtype: str
     negative: str
 
 

@@ -3,24 +3,32 @@
 (1) latents = (posterior mean - latents_mean) * (1 / latents_std)
 (2) 1 + 4k frames -> 1 + k latents -> 1 + 4k frames; frames beyond 1 + 4k are ignored
 
-Whole clips are evaluated at once, which equals the released frame-by-frame evaluation.
-Source: TAVR_SPEC 6 and 9.5; layers in `vae_blocks.py`, published names in `weights.py`.
+A whole clip at once equals the released frame-by-frame evaluation and the same clip in
+pieces of any size (`vae_stream.py`): one network, with or without memory.
+Source: TAVR_SPEC 6 and 9.5; layers in `vae_blocks.py`, published names in
+`weights_vae.py`.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tavr_jax.encoders.vae_blocks import (
     CausalConv,
     ChannelNorm,
     Downsample,
+    Memory,
     Middle,
     ResidualBlock,
     Upsample,
+    run,
 )
+from tavr_jax.errors import InputError
+
+SPAN = 4  # frames of a latent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +48,27 @@ class CodecConfig:
     latent_weight: float
     latent_noise: float
 
+    def __post_init__(self):
+        """InputError: (2) would not hold, or a reference would not start a latent."""
+        if sum(self.temporal_downsample) != 2:
+            raise InputError(
+                f"config: codec.temporal_downsample={self.temporal_downsample}: a "
+                "latent covers 4 frames; set two of them true"
+            )
+        if self.reference_prefix % SPAN != 1:
+            raise InputError(
+                f"config: codec.reference_prefix={self.reference_prefix}: frame 0 is a "
+                f"latent, then every {SPAN}; give 1 + {SPAN}k, as released 25"
+            )
+
 
 class Encoder(nnx.Module):
     """Frames to the 2 x z_dim channels of the posterior, before `quant`."""
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         dims = [config.base_dim * m for m in config.dim_mult]
-        self.conv_in = CausalConv(3, dims[0], (3, 3, 3), rngs=rngs)
-        blocks, width = [], dims[0]
+        self.conv_in = CausalConv(3, config.base_dim, (3, 3, 3), rngs=rngs)
+        blocks, width = [], config.base_dim
         for level, dim in enumerate(dims):
             for _ in range(config.num_res_blocks):
                 blocks.append(ResidualBlock(width, dim, rngs=rngs))
@@ -60,12 +81,15 @@ class Encoder(nnx.Module):
         self.norm_out = ChannelNorm(width)
         self.conv_out = CausalConv(width, 2 * config.z_dim, (3, 3, 3), rngs=rngs)
 
-    def __call__(self, frames: Float[Array, "B F Y X 3"]) -> Float[Array, "B T H W Z"]:
-        """F = 1 + 4k."""
-        x = self.conv_in(frames)
-        for block in self.blocks:
-            x = block(x)
-        return self.conv_out(nnx.silu(self.norm_out(self.middle(x))))
+    def __call__(
+        self, frames: Float[Array, "B F Y X 3"], memory: Memory = None
+    ) -> tuple[Float[Array, "B T H W Z"], Memory]:
+        """F = 4T - 3; after the first piece, 4T."""
+        layers = [self.conv_in, *self.blocks, self.middle, self._head]
+        return run(layers, frames, memory)
+
+    def _head(self, x: Array, memory: Memory) -> tuple[Array, Memory]:
+        return self.conv_out(nnx.silu(self.norm_out(x)), memory)
 
 
 class Decoder(nnx.Module):
@@ -88,16 +112,23 @@ class Decoder(nnx.Module):
         self.norm_out = ChannelNorm(width)
         self.conv_out = CausalConv(width, 3, (3, 3, 3), rngs=rngs)
 
-    def __call__(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B F Y X 3"]:
-        """Not clamped."""
-        x = self.middle(self.conv_in(latents))
-        for block in self.blocks:
-            x = block(x)
-        return self.conv_out(nnx.silu(self.norm_out(x)))
+    def __call__(
+        self, latents: Float[Array, "B T H W C"], memory: Memory = None
+    ) -> tuple[Float[Array, "B F Y X 3"], Memory]:
+        """F = 4T - 3, not clamped; after the first piece, 4T."""
+        layers = [self.conv_in, self.middle, *self.blocks, self._head]
+        return run(layers, latents, memory)
+
+    def _head(self, x: Array, memory: Memory) -> tuple[Array, Memory]:
+        return self.conv_out(nnx.silu(self.norm_out(x)), memory)
 
 
 class Codec(nnx.Module):
-    """The autoencoder with its normalised latents, equation (1)."""
+    """The autoencoder with its normalised latents, equation (1).
+
+    A video may come in pieces: a method `..._step` takes the memory that the piece
+    before returned, None for the first, and returns its own beside its result.
+    """
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         wide = 2 * config.z_dim
@@ -109,26 +140,56 @@ class Codec(nnx.Module):
 
     def encode(self, frames: Float[Array, "B F Y X 3"]) -> Float[Array, "B T H W C"]:
         """Normalised posterior mean of frames in [-1, 1]; T = 1 + (F - 1) // 4."""
-        kept = 1 + (frames.shape[1] - 1) // 4 * 4
-        mean = self.quant(self.encoder(frames[:, :kept]))[..., : self.config.z_dim]
-        center, scale = self._statistics()
+        kept = 1 + (frames.shape[1] - 1) // SPAN * SPAN
+        return self.normalised(self.posterior_step(frames[:, :kept])[0])
+
+    def posterior_step(
+        self, frames: Float[Array, "B F Y X 3"], memory: Memory = None
+    ) -> tuple[Float[Array, "B T H W C"], Float[Array, "B T H W C"], Memory]:
+        """Mean and log-variance of the next 4T frames; the first piece has 4T - 3."""
+        x, memory = self.encoder(frames, memory)
+        mean, logvar = jnp.split(self.quant(x)[0], 2, axis=-1)
+        return mean, logvar, memory
+
+    def normalised(self, mean: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+        """Latents of a posterior mean, equation (1)."""
+        center, scale = self._statistics(mean.dtype)
         return (mean - center) * scale
 
-    def decode(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B F Y X 3"]:
-        """Frames in [-1, 1] of normalised latents; F = 4T - 3."""
-        return jnp.clip(self.unclamped(latents), -1.0, 1.0)
+    def decode(
+        self, latents: Float[Array, "B T H W C"], dtype: DTypeLike = jnp.float32
+    ) -> Float[Array, "B F Y X 3"]:
+        """Frames in [-1, 1] of normalised latents; F = 4T - 3.
+
+        The release decodes in float16 (TAVR_SPEC 6); the norms stay float32.
+        """
+        return self.decode_step(latents, None, dtype)[0]
+
+    def decode_step(
+        self,
+        latents: Float[Array, "B T H W C"],
+        memory: Memory = None,
+        dtype: DTypeLike = jnp.float32,
+    ) -> tuple[Float[Array, "B F Y X 3"], Memory]:
+        """`decode` of the next T latents: 4T frames, of the first piece 4T - 3."""
+        frames, memory = self._decoded(latents.astype(dtype), memory)
+        return jnp.clip(frames, -1.0, 1.0), memory
 
     def unclamped(
         self, latents: Float[Array, "B T H W C"]
     ) -> Float[Array, "B F Y X 3"]:
         """What `decode` clamps: a training loss needs the slope outside [-1, 1]."""
-        center, scale = self._statistics()
-        return self.decoder(self.post_quant(latents / scale + center))
+        return self._decoded(latents, None)[0]
 
-    def _statistics(self) -> tuple[Array, Array]:
+    def _decoded(self, latents: Array, memory: Memory) -> tuple[Array, Memory]:
+        center, scale = self._statistics(latents.dtype)
+        x, _ = self.post_quant(latents / scale + center)
+        return self.decoder(x, memory)
+
+    def _statistics(self, dtype: DTypeLike) -> tuple[Array, Array]:
         shape = (1, 1, 1, 1, self.config.z_dim)
-        mean = jnp.array(self.config.latents_mean, jnp.float32).reshape(shape)
-        std = jnp.array(self.config.latents_std, jnp.float32).reshape(shape)
+        mean = jnp.array(self.config.latents_mean, dtype).reshape(shape)
+        std = jnp.array(self.config.latents_std, dtype).reshape(shape)
         return mean, 1.0 / std
 
 
@@ -138,8 +199,9 @@ def encode_reference(
     """Latents of a reference clip; latent j covers exactly frames 4j..4j+3.
 
     Copies of frame 0 stand in front, so that no latent of the clip itself is a cold
-    start; the last F // 4 latents are kept. Source: TAVR_SPEC 9.5.
+    start; the last F // 4 latents are kept. Source: TAVR_SPEC 9.5. A long clip at full
+    size: `vae_stream.encode_reference_stream`.
     """
     prefix = jnp.repeat(frames[:, :1], codec.config.reference_prefix, axis=1)
     latents = codec.encode(jnp.concatenate([prefix, frames], axis=1))
-    return latents[:, latents.shape[1] - frames.shape[1] // 4 :]
+    return latents[:, latents.shape[1] - frames.shape[1] // SPAN :]

@@ -11,19 +11,31 @@ A fresh network is a codec of stills (ours): taps on past frames and the ends of
 residual branches are 0, (3) keeps the newest frame, (4) repeats it. So what is learned
 from stills, at a fraction of the cost, is where learning from clips can start.
 
+Layers that look back in time take what they remember and return (output, new memory),
+so that a clip may come in pieces. Memory is None before frame 0, and then always of one
+shape: (1) its last k-1 inputs, (3) its last input, (4) that of its convolution, zeros
+until frame 1. A piece that starts a clip has an odd number of frames, a later one an
+even number. Without memory a whole clip is one piece.
+
+Everything computes in the dtype of its input; parameters stay float32.
+
 Source: TAVR_SPEC 6. A causal convolution runs as one 2-D convolution with its time taps
 joined on the input channels and time folded into the batch: on CPUs this is five to
 twelve times faster than XLA's 3-D convolution, forward and backward.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tavr_jax.types import PyTree
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
+Memory = PyTree  # arrays (B, frames, Y, X, C) of a layer, or layers; None: no frame yet
 
 
 def lecun_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -36,8 +48,25 @@ def lecun_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Arra
     )
 
 
-def _vector(values: Array, ndim: int) -> Array:
-    return values.reshape((1,) * (ndim - 1) + (-1,))
+def run(
+    layers: Sequence[Callable], x: Float[Array, "B T Y X C"], memory: Memory
+) -> tuple[Float[Array, "B t y x D"], Memory]:
+    """Layer after layer; their memories are in the same order."""
+    kept = []
+    for layer, before in zip(layers, memory or [None] * len(layers), strict=True):
+        x, after = layer(x, before)
+        kept.append(after)
+    return x, tuple(kept)
+
+
+def _latest(x: Array, count: int) -> Array:
+    """The last frames, behind zeros where there are fewer."""
+    x = x[:, max(x.shape[1] - count, 0) :]
+    return jnp.pad(x, ((0, 0), (count - x.shape[1], 0), (0, 0), (0, 0), (0, 0)))
+
+
+def _vector(values: Array, like: Array) -> Array:
+    return values.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 def _conv2d(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
@@ -73,8 +102,8 @@ class Conv2d(nnx.Module):
         """Zero padding of half a kernel on each side unless told otherwise."""
         half = self.kernel.shape[0] // 2
         padding = padding or ((half, half), (half, half))
-        y = _conv2d(x, self.kernel[...], stride, padding)
-        return y + _vector(self.bias[...], 5)
+        y = _conv2d(x, self.kernel[...].astype(x.dtype), stride, padding)
+        return y + _vector(self.bias[...], y)
 
 
 class CausalConv(nnx.Module):
@@ -97,22 +126,34 @@ class CausalConv(nnx.Module):
         self.kernel = nnx.Param(jnp.concatenate([past, newest[None]]))
         self.bias = nnx.Param(jnp.zeros(out_dim))
 
-    def __call__(self, x: Float[Array, "B T Y X C"]) -> Float[Array, "B T Y X D"]:
+    @property
+    def reach(self) -> int:
+        """Frames it looks back."""
+        return self.kernel.shape[0] - 1
+
+    def __call__(
+        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+    ) -> tuple[Float[Array, "B T Y X D"], Memory]:
         """The same number of frames; frame t sees frames t-k+1..t."""
-        # taps that only ever meet the padding are skipped: a still costs a third
-        frames, past = x.shape[1], min(self.kernel.shape[0], x.shape[1]) - 1
-        padded = jnp.pad(x, ((0, 0), (past, 0), (0, 0), (0, 0), (0, 0)))
-        return self.apply_taps([padded[:, i : i + frames] for i in range(past + 1)])
+        frames = x.shape[1]
+        if memory is None:
+            # taps that only ever meet the padding are skipped: a still costs a third
+            seen = _latest(x, frames + min(self.reach, frames - 1))
+        else:
+            seen = jnp.concatenate([memory, x], axis=1)
+        taps = range(seen.shape[1] - frames + 1)
+        y = self.apply_taps([seen[:, i : i + frames] for i in taps])
+        return y, _latest(seen, self.reach)
 
     def apply_taps(self, taps: list[Array]) -> Array:
         """The last taps of the kernel, each times its own frames, summed."""
-        kernel = self.kernel[-len(taps) :]
+        kernel = self.kernel[-len(taps) :].astype(taps[0].dtype)
         steps, rows, columns, in_dim, out_dim = kernel.shape
         joined = kernel.transpose(1, 2, 0, 3, 4)
         joined = joined.reshape(rows, columns, steps * in_dim, out_dim)
         half = (rows // 2, rows // 2), (columns // 2, columns // 2)
         y = _conv2d(jnp.concatenate(taps, axis=-1), joined, 1, half)
-        return y + _vector(self.bias[...], 5)
+        return y + _vector(self.bias[...], y)
 
 
 class ChannelNorm(nnx.Module):
@@ -127,7 +168,7 @@ class ChannelNorm(nnx.Module):
         square = jnp.sum(wide * wide, axis=-1, keepdims=True)
         # max inside the root: the gradient at an all-zero pixel is 0, not NaN
         scale = jax.lax.rsqrt(jnp.maximum(square, 1e-24)) * x.shape[-1] ** 0.5
-        return (wide * scale * _vector(self.gamma[...], x.ndim)).astype(x.dtype)
+        return (wide * scale * _vector(self.gamma[...], wide)).astype(x.dtype)
 
 
 class ResidualBlock(nnx.Module):
@@ -145,11 +186,15 @@ class ResidualBlock(nnx.Module):
             else None
         )
 
-    def __call__(self, x: Float[Array, "B T Y X C"]) -> Float[Array, "B T Y X D"]:
+    def __call__(
+        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+    ) -> tuple[Float[Array, "B T Y X D"], Memory]:
         """Same grid, new width."""
-        y = self.conv1(nnx.silu(self.norm1(x)))
-        y = self.conv2(nnx.silu(self.norm2(y)))
-        return y + (x if self.shortcut is None else self.shortcut(x))
+        first, second = memory or (None, None)
+        y, first = self.conv1(nnx.silu(self.norm1(x)), first)
+        y, second = self.conv2(nnx.silu(self.norm2(y)), second)
+        carried = x if self.shortcut is None else self.shortcut(x)[0]
+        return y + carried, (first, second)
 
 
 class FrameAttention(nnx.Module):
@@ -167,7 +212,8 @@ class FrameAttention(nnx.Module):
 
         def attend(frame: Array) -> Array:
             q, k, v = jnp.split(frame, 3, axis=-1)
-            return jax.nn.softmax(q @ k.T / dim**0.5, axis=-1) @ v
+            scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
+            return jax.nn.softmax(scores / dim**0.5, axis=-1).astype(v.dtype) @ v
 
         return x + self.proj(jax.lax.map(attend, qkv).reshape(x.shape))
 
@@ -180,9 +226,14 @@ class Middle(nnx.Module):
         self.attention = FrameAttention(dim, rngs=rngs)
         self.second = ResidualBlock(dim, dim, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T Y X C"]) -> Float[Array, "B T Y X C"]:
+    def __call__(
+        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+    ) -> tuple[Float[Array, "B T Y X C"], Memory]:
         """Same shape."""
-        return self.second(self.attention(self.first(x)))
+        first, second = memory or (None, None)
+        x, first = self.first(x, first)
+        x, second = self.second(self.attention(x), second)
+        return x, (first, second)
 
 
 def _time_conv(newest: Array, rngs: nnx.Rngs) -> CausalConv:
@@ -196,13 +247,21 @@ class Downsample(nnx.Module):
         self.conv = Conv2d(dim, dim, 3, rngs=rngs)
         self.time_conv = _time_conv(jnp.eye(dim), rngs) if temporal else None
 
-    def __call__(self, x: Float[Array, "B T Y X C"]) -> Float[Array, "B t y x C"]:
-        """1 + 2k frames become 1 + k."""
+    def __call__(
+        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+    ) -> tuple[Float[Array, "B t y x C"], Memory]:
+        """1 + 2k frames become 1 + k; after the first piece, 2k become k."""
         x = self.conv(x, stride=2, padding=((0, 1), (0, 1)))
-        if self.time_conv is None or x.shape[1] == 1:
-            return x
-        later = self.time_conv.apply_taps([x[:, :-2:2], x[:, 1:-1:2], x[:, 2::2]])
-        return jnp.concatenate([x[:, :1], later], axis=1)
+        if self.time_conv is None:
+            return x, ()
+        bypass = x[:, : int(memory is None)]
+        seen = x if memory is None else jnp.concatenate([memory, x], axis=1)
+        newest = seen[:, -1:]
+        if seen.shape[1] == 1:
+            return bypass, newest
+        taps = seen[:, :-2:2], seen[:, 1:-1:2], seen[:, 2::2]
+        y = self.time_conv.apply_taps(list(taps))
+        return jnp.concatenate([bypass, y], axis=1), newest
 
 
 class Upsample(nnx.Module):
@@ -214,11 +273,22 @@ class Upsample(nnx.Module):
         )
         self.conv = Conv2d(dim, dim // 2, 3, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T Y X C"]) -> Float[Array, "B t y x D"]:
-        """1 + k frames become 1 + 2k."""
-        if self.time_conv is not None and x.shape[1] > 1:
-            pairs = jnp.stack(jnp.split(self.time_conv(x[:, 1:]), 2, axis=-1), axis=2)
-            batch, later = pairs.shape[:2]
-            pairs = pairs.reshape(batch, 2 * later, *x.shape[2:])
-            x = jnp.concatenate([x[:, :1], pairs], axis=1)
-        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3))
+    def __call__(
+        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+    ) -> tuple[Float[Array, "B t y x D"], Memory]:
+        """1 + k frames become 1 + 2k; after the first piece, k become 2k."""
+        if self.time_conv is None:
+            memory = ()
+        else:
+            x, memory = self._doubled(x, memory)
+        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)), memory
+
+    def _doubled(self, x: Array, memory: Memory) -> tuple[Array, Memory]:
+        start = int(memory is None)
+        single, x = x[:, :start], x[:, start:]
+        if not x.shape[1]:
+            return single, _latest(x, self.time_conv.reach)
+        y, memory = self.time_conv(x, memory)
+        pairs = jnp.stack(jnp.split(y, 2, axis=-1), axis=2)
+        pairs = pairs.reshape(x.shape[0], 2 * x.shape[1], *x.shape[2:])
+        return jnp.concatenate([single, pairs], axis=1), memory

@@ -1,20 +1,20 @@
-"""The transformer's published names (TAVR_SPEC 16), checked both ways.
+"""The transformer's published names (TAVR_SPEC 16).
 
 Ours -> official is a chain of exact renames; official Linear weights are (out, in),
 ours (in, out); per-layer tensors are stacked on a leading layer axis. Nothing is fused,
 so the way back is the same table read from right to left.
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from tavr_jax.encoders.tensors import check_names, read_tensors, write_tensors
+from tavr_jax.encoders.published import Entry, Key, Module, Progress, fill, save
+from tavr_jax.encoders.tensors import Tensors, open_tensors
 
 _RENAMES = (
     (r"^audio_embedding\b", "aud_embedding"),
@@ -39,93 +39,76 @@ _RENAMES = (
 )
 # Published with one or two leading axes of length 1.
 _LEADING = {"time_embedding_videoref": 1, "head.modulation": 1, "modulation": 1}
+# Some tools store the transformer as a part of a larger model.
+_PREFIX = "model.diffusion_model."
 
 
-class Entry(NamedTuple):
-    """One published tensor and where it lives here."""
-
-    official: str
-    shape: tuple[int, ...]  # as published
-    ours: tuple[str, ...]
-    layer: int | None  # which slice of a stacked tensor
-
-
-def load_transformer(path: str | Path, model: nnx.Module, patch: tuple) -> None:
-    """Fill `model` from a published file, in float32. InputError names a bad tensor.
-
-    `patch` is the config's patch_size: the patch embedding is published as a
-    convolution.
-    """
-    found = read_tensors(path)
-    flat = _flat(model)
-    entries = list(_entries(flat, patch))
-    check_names(path, found, {e.official: e.shape for e in entries})
-    values: dict[tuple, np.ndarray] = {}
-    for e in entries:
-        array = _to_ours(e, found[e.official].astype(np.float32), patch)
-        if e.layer is None:
-            values[e.ours] = array
+def entries(model: nnx.Module) -> list[Entry]:
+    """One published tensor per parameter and layer; `model` may be abstract."""
+    patch = model.config.patch_size
+    table = []
+    for ours, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if ours[0] == "blocks":
+            for layer in range(variable.shape[0]):
+                name, shape, axes = _official(ours[1:], variable.shape[1:], patch)
+                table.append(Entry(f"blocks.{layer}.{name}", shape, ours, layer, axes))
         else:
-            stack = values.setdefault(e.ours, np.empty(flat[e.ours].shape, np.float32))
-            stack[e.layer] = array
-    for name, variable in flat.items():
-        variable[...] = jnp.asarray(values[name].reshape(variable.shape))
+            name, shape, axes = _official(ours, variable.shape, patch)
+            table.append(Entry(name, shape, ours, None, axes))
+    return table
+
+
+def open_published(path: str | Path) -> Tensors:
+    """A published file under its own names, whatever part of a model it was stored as.
+
+    InputError as of `open_tensors`.
+    """
+    return open_tensors(path).without_prefix(_PREFIX)
+
+
+def load_transformer(
+    path: str | Path,
+    model: Module,
+    *,
+    dtype: DTypeLike | None = None,
+    progress: Progress | None = None,
+) -> Module:
+    """A copy of `model`, which may be abstract, with the weights of a published file.
+
+    See `published.fill` for `dtype`, shardings and errors.
+    """
+    tensors = open_published(path)
+    return fill(tensors, model, entries(model), dtype=dtype, progress=progress)
 
 
 def save_transformer(
-    path: str | Path, model: nnx.Module, patch: tuple, metadata: dict[str, str]
-) -> None:
-    """Write `model` under its published names, in float32."""
-    flat = _flat(model)
-    tensors = {}
-    for e in _entries(flat, patch):
-        array = np.asarray(flat[e.ours][...])
-        array = array if e.layer is None else array[e.layer]
-        tensors[e.official] = _to_official(e, array, patch)
-    write_tensors(path, tensors, metadata)
+    path: str | Path,
+    model: nnx.Module,
+    metadata: Mapping[str, str],
+    *,
+    shard_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write `model` under its published names in the dtypes it has.
+
+    Returns the file, or the index of several. See `published.save`.
+    """
+    table = entries(model)
+    return save(
+        path, model, table, metadata, shard_bytes=shard_bytes, progress=progress
+    )
 
 
-def _flat(model: nnx.Module) -> dict[tuple, nnx.Param]:
-    # Not nnx.split: the module's own variables, so that assigning fills the module.
-    return dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-
-
-def _entries(flat: dict[tuple, nnx.Param], patch: tuple) -> Iterator[Entry]:
-    for ours, variable in flat.items():
-        if ours[0] == "blocks":
-            for layer in range(variable.shape[0]):
-                name, shape = _official(ours[1:], variable.shape[1:], patch)
-                yield Entry(f"blocks.{layer}.{name}", shape, ours, layer)
-        else:
-            yield Entry(*_official(ours, variable.shape, patch), ours, None)
-
-
-def _official(ours: tuple, shape: tuple, patch: tuple) -> tuple[str, tuple[int, ...]]:
+def _official(
+    ours: Key, shape: tuple[int, ...], patch: tuple[int, int, int]
+) -> tuple[str, tuple[int, ...], tuple[int, ...] | None]:
+    """Name, published shape and the transpose that leads to ours."""
     name = ".".join(map(str, ours))
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
-    if ours == ("patch_embedding", "kernel"):
-        return name, (shape[1], shape[0] // int(np.prod(patch)), *patch)
+    if ours == ("patch_embedding", "kernel"):  # published as a convolution
+        rows, out = shape
+        return name, (out, rows // math.prod(patch), *patch), (2, 3, 4, 1, 0)
     if ours[-1] == "kernel":
-        return name, shape[::-1]
-    return name, (1,) * _LEADING.get(name, 0) + tuple(shape)
-
-
-def _to_ours(entry: Entry, array: np.ndarray, patch: tuple) -> np.ndarray:
-    if entry.ours == ("patch_embedding", "kernel"):
-        return array.transpose(2, 3, 4, 1, 0).reshape(-1, array.shape[0])
-    if entry.ours[-1] == "kernel":
-        return array.T
-    return array.reshape(entry.shape[_LEADING.get(_short(entry), 0) :])
-
-
-def _to_official(entry: Entry, array: np.ndarray, patch: tuple) -> np.ndarray:
-    if entry.ours == ("patch_embedding", "kernel"):
-        return array.reshape(*patch, -1, array.shape[-1]).transpose(4, 3, 0, 1, 2)
-    if entry.ours[-1] == "kernel":
-        return array.T
-    return array.reshape(entry.shape)
-
-
-def _short(entry: Entry) -> str:
-    return re.sub(r"^blocks\.\d+\.", "", entry.official)
+        return name, shape[::-1], (1, 0)
+    return name, (1,) * _LEADING.get(name, 0) + tuple(shape), None

@@ -5,12 +5,12 @@
     (2) byte = trunc(((x + 1) / 2) 255) in float16, x in [-1, 1]      [TAVR_SPEC 13]
 
 Latents after the last frame are noise on the canvas (`diffusion/chunks.py`). The
-decoder is causal, so they are not decoded at all: the frames are the same.
+decoder is causal, so they are not decoded at all: the frames are the same. For the same
+reason a chunk is decoded as soon as it is finished.
 """
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -25,7 +25,9 @@ from tavr_jax.diffusion.guidance import Network, guided, switched, without_refer
 from tavr_jax.diffusion.sampler import unipc_sample
 from tavr_jax.diffusion.schedule import unipc
 from tavr_jax.encoders.vae import Codec
+from tavr_jax.encoders.vae_stream import decode_stream
 from tavr_jax.errors import InputError
+from tavr_jax.evaluation.unfinished import Unfinished
 from tavr_jax.types import Conditions, PyTree
 
 # (weights, noise of a chunk, its conditions, negative text) -> its latents
@@ -48,6 +50,27 @@ class SamplerConfig:
             raise InputError(f"sampler.steps: {self.steps}: give at least 1")
         if self.shift <= 0:
             raise InputError(f"sampler.shift: {self.shift}: give more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """Section `output`; meanings and values are in configs/base.py."""
+
+    crf: int
+    decode_dtype: str
+    decode_latents: int
+    exact_release: bool
+
+    def __post_init__(self):
+        if self.decode_latents < 1:
+            raise InputError(
+                f"output.decode_latents: {self.decode_latents}: give at least 1"
+            )
+        if self.decode_dtype not in ("float32", "bfloat16", "float16"):
+            raise InputError(
+                f"output.decode_dtype: {self.decode_dtype}: give float32, bfloat16 or "
+                "float16"
+            )
 
 
 class Request(NamedTuple):
@@ -97,6 +120,46 @@ def sampler(
     return sample
 
 
+def pieces(
+    sample: Sampler,
+    weights: PyTree,
+    request: Request,
+    plan: chunks.Plan,
+    key: Array,
+    kept: Unfinished | None = None,
+) -> Iterator[Float[Array, "1 n H W C"]]:
+    """The latents of the video in order, handed on as chunks finish.
+
+    `kept` takes every finished chunk, and gives those of an earlier run. `key` is
+    consumed.
+    """
+    _, height, width, channels = request.still.shape
+    conditions = first_conditions(request, plan.motion)
+    negative = jnp.asarray(request.negative_text, jnp.float32)[None]
+
+    def noise(start: int) -> Array:
+        shape = (1, height, width, channels)
+        return chunks.draw_noise(key, start, plan.size, shape)
+
+    def denoise(noise: Array, conditions: Conditions) -> Array:
+        chunk = sample(weights, noise, conditions, negative)
+        # by way of the host: placed on the weights' devices, what the next chunk is
+        # told would have its program compiled a second time
+        return jnp.asarray(np.asarray(chunk))
+
+    track = request.audio[None]
+    load = (lambda index: None) if kept is None else kept.load
+    finished = chunks.generate(denoise, conditions, track, noise, plan, load)
+
+    def saved() -> Iterator:
+        for index, (span, chunk) in enumerate(finished):
+            if kept is not None:
+                kept.save(index, chunk)
+            yield span, chunk
+
+    yield from chunks.in_order(saved(), plan)
+
+
 def latents(
     sample: Sampler,
     weights: PyTree,
@@ -104,18 +167,9 @@ def latents(
     plan: chunks.Plan,
     key: Array,
 ) -> Float[Array, "1 T H W C"]:
-    """All latents of the video, T = plan.latents. `key` is consumed."""
-    _, height, width, channels = request.still.shape
-    noise, extra = chunks.draw_noise(key, plan, (1, height, width, channels))
-    conditions = first_conditions(request, plan.motion)
-    negative = jnp.asarray(request.negative_text, jnp.float32)[None]
-
-    def denoise(noise: Array, conditions: Conditions) -> Array:
-        return sample(weights, noise, conditions, negative)
-
-    track = jnp.asarray(request.audio, jnp.float32)[None]
-    finished = chunks.generate(denoise, conditions, track, noise, extra, plan)
-    return chunks.stitch(noise, finished)[:, : plan.latents]
+    """All latents of the video at once, T = plan.latents. `key` is consumed."""
+    found = pieces(sample, weights, request, plan, key)
+    return jnp.concatenate(list(found), axis=1)
 
 
 def first_conditions(request: Request, motion: int) -> Conditions:
@@ -141,23 +195,35 @@ def first_conditions(request: Request, motion: int) -> Conditions:
     return jax.tree.map(_batched, one)
 
 
+def frames(
+    codec: Codec,
+    pieces: Iterator[Float[Array, "1 n H W C"]],
+    count: int,
+    config: OutputConfig,
+) -> Iterator[UInt8[ndarray, "F Y X 3"]]:
+    """The first `count` pictures of latents, as they come: of 4T - 3. Memory does not
+    grow with the video."""
+    dtype = jnp.dtype(config.decode_dtype)
+    blocks = decode_stream(codec, pieces, step=config.decode_latents, dtype=dtype)
+    left = count
+    for block in blocks:
+        kept = np.asarray(block[0, :left])
+        left -= len(kept)
+        if len(kept):
+            yield to_pixels(kept)
+
+
 def decode(
-    codec: Codec, latents: Float[Array, "1 T H W C"], frames: int
+    codec: Codec, latents: Float[Array, "1 T H W C"], count: int, config: OutputConfig
 ) -> UInt8[ndarray, "F Y X 3"]:
-    """Pictures of finished latents, the first `frames` of 4T - 3."""
-    graph, weights = nnx.split(codec)
-    return to_pixels(np.asarray(_decode(graph, weights, latents)[0]))[:frames]
+    """`frames` of a short video, all at once."""
+    return np.concatenate(list(frames(codec, iter([latents]), count, config)))
 
 
 def to_pixels(frames: Float[ndarray, "F Y X 3"]) -> UInt8[ndarray, "F Y X 3"]:
     """(2)."""
     half = np.clip(frames, -1, 1).astype(np.float16)
     return ((half + np.float16(1)) * np.float16(0.5) * np.float16(255)).astype(np.uint8)
-
-
-@partial(jax.jit, static_argnums=0)
-def _decode(graph: nnx.GraphDef, weights: PyTree, latents: Array) -> Array:
-    return nnx.merge(graph, weights).decode(latents)
 
 
 def _guided(network, conditions, negative_text, config: SamplerConfig):

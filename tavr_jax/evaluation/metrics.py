@@ -17,6 +17,8 @@ embeddings of window t, x and y generated and true frames:
     (8) mouth motion   p_i = w . m_i, where m_i is the luma of the mouth region and w
                        the first principal direction of the true mouth regions;
                        the score is the Pearson correlation of two such curves
+    (9) Frechet        |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^(1/2) C2 C1^(1/2))^(1/2)) of
+        distance       the means and covariances of two sets of features
 
 (3) is SyncNet's (joonson/syncnet_python, `calc_pdist` and `evaluate`): a positive
 offset means the speech runs ahead of the lips. SyncNet takes a = 0 outside the clip,
@@ -25,7 +27,9 @@ unit vector than another one that has nothing to do with it, so that lips withou
 sync would seem to fit best at the largest shift. There the mean is over the t where
 both exist. (5) is Wang et al. 2004 as scikit-image computes it with
 `gaussian_weights=True, use_sample_covariance=False`. (6) to (8) are ours: only
-comparison with the ground truth of the same clip gives them a meaning.
+comparison with the ground truth of the same clip gives them a meaning. (9) is Heusel
+et al. 2017 (arXiv 1706.08500) with the product under the root made symmetric, which
+needs no complex root and holds for singular covariances: fewer samples than features.
 """
 
 from typing import NamedTuple
@@ -46,6 +50,13 @@ class Identity(NamedTuple):
 
     mean: float
     best: float
+
+
+class Moments(NamedTuple):
+    """Mean and covariance of features, what (9) compares."""
+
+    mean: Float[np.ndarray, " Z"]
+    covariance: Float[np.ndarray, "Z Z"]
 
 
 class LipSync(NamedTuple):
@@ -75,14 +86,11 @@ def lip_sync(
 
     `zero_ends`: SyncNet's own ends, for embeddings as long as its; false for unit ones.
     """
-    video, speech = video.astype(np.float64), speech.astype(np.float64)
-    count = len(video)
-    padded = np.pad(speech, ((max_shift, max_shift), (0, 0)))
+    apart, count = sync_distances(video, speech, max_shift), len(video)
     curve = np.empty(2 * max_shift + 1)
     for i in range(len(curve)):
-        apart = np.linalg.norm(video - padded[i : i + count] + _EPS, axis=1)
         both = slice(max(0, max_shift - i), count - max(0, i - max_shift))
-        curve[i] = apart.mean() if zero_ends else apart[both].mean()
+        curve[i] = (apart[:, i] if zero_ends else apart[both, i]).mean()
     distance = curve.min()
     return LipSync(
         confidence=float(np.median(curve) - distance),
@@ -90,6 +98,19 @@ def lip_sync(
         offset=int(max_shift - curve.argmin()),
         curve=curve,
     )
+
+
+def sync_distances(
+    video: Float[np.ndarray, "W Z"], speech: Float[np.ndarray, "W Z"], max_shift: int
+) -> Float[np.ndarray, "W shifts"]:
+    """|v_t - a_(t+s)| of (3), a = 0 outside the clip."""
+    video, speech = video.astype(np.float64), speech.astype(np.float64)
+    padded = np.pad(speech, ((max_shift, max_shift), (0, 0)))
+    apart = (
+        np.linalg.norm(video - padded[i : i + len(video)] + _EPS, axis=1)
+        for i in range(2 * max_shift + 1)
+    )
+    return np.stack(list(apart), axis=1)
 
 
 def psnr(
@@ -158,6 +179,23 @@ def correlation(x: Float[np.ndarray, " F"], y: Float[np.ndarray, " F"]) -> float
     x, y = x - x.mean(), y - y.mean()
     scale = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(x @ y) / scale if scale > 1e-9 else 0.0
+
+
+def moments(features: Float[np.ndarray, "n Z"]) -> Moments:
+    """Of n >= 2 rows, in float64; the covariance is divided by n - 1."""
+    features = features.astype(np.float64)
+    return Moments(features.mean(axis=0), np.cov(features, rowvar=False, ddof=1))
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """(9): FID, FVD and their kin, whatever network made the features."""
+    values, vectors = np.linalg.eigh(first.covariance)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    inner = np.linalg.eigvalsh(root @ second.covariance @ root)
+    shared = np.sqrt(np.clip(inner, 0, None)).sum()
+    apart = np.sum((first.mean - second.mean) ** 2)
+    spread = np.trace(first.covariance) + np.trace(second.covariance)
+    return float(apart + spread - 2 * shared)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
     WORKDIR/checkpoints/<step>/params    what is trained
                                ema       its average, where there is one
                                opt_state moments
-                               data      where the data iterator stands, per process
+                               data      where the data iterator stands
 
 A step's folder appears under its name only when it is complete. Resuming a run
 (`Checkpoints.restore`: everything, exactly) and loading weights to start from
@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grain.checkpoint
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -81,7 +80,7 @@ class Checkpoints:
         items = {
             "params": ocp.args.StandardSave(state.params),
             "opt_state": ocp.args.StandardSave(state.opt_state),
-            "data": grain.checkpoint.CheckpointSave(batches),
+            "data": ocp.args.JsonSave(batches.get_state()),
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
@@ -96,7 +95,7 @@ class Checkpoints:
         items = {
             "params": ocp.args.StandardRestore(abstract.params),
             "opt_state": ocp.args.StandardRestore(abstract.opt_state),
-            "data": grain.checkpoint.CheckpointRestore(batches),
+            "data": ocp.args.JsonRestore(),
         }
         if abstract.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
@@ -107,6 +106,7 @@ class Checkpoints:
                 f"{folder}: cannot be restored ({_line(error)}); remove this folder to "
                 "resume from the checkpoint before it"
             ) from error
+        batches.set_state(found["data"])
         counter = jax.device_put(jnp.int32(step), abstract.step.sharding)
         ema = None if abstract.ema is None else found["ema"]
         return TrainState(counter, found["params"], found["opt_state"], ema)
@@ -131,13 +131,17 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
 
 
 def load_params(
-    path: str | os.PathLike, abstract_params: PyTree, ema: bool = True
+    path: str | os.PathLike,
+    abstract_params: PyTree,
+    ema: bool = True,
+    stored_dtypes: bool = False,
 ) -> PyTree:
     """Parameters of a workdir's newest checkpoint, or of one step's folder.
 
     `abstract_params` has the shapes to expect, with shardings or without (then the
-    first device). `ema`: the average, where the run kept one. InputError names the
-    tensor that is missing, unknown or of another shape.
+    first device). `ema`: the average, where the run kept one. `stored_dtypes`: as they
+    are on disk, not as expected. InputError names the tensor that is missing, unknown
+    or of another shape.
     """
     path = Path(path).absolute()
     if not (path / "params").is_dir():
@@ -149,7 +153,7 @@ def load_params(
             )
         path = path / "checkpoints" / str(max(steps))
     name = "ema" if ema and (path / "ema").is_dir() else "params"
-    return load_tree(path / name, abstract_params)
+    return load_tree(path / name, abstract_params, stored_dtypes)
 
 
 def save_tree(path: str | os.PathLike, tree: PyTree) -> None:
@@ -158,21 +162,26 @@ def save_tree(path: str | os.PathLike, tree: PyTree) -> None:
         checkpointer.save(Path(path).absolute(), tree, force=True)
 
 
-def load_tree(path: str | os.PathLike, abstract: PyTree) -> PyTree:
+def load_tree(
+    path: str | os.PathLike, abstract: PyTree, stored_dtypes: bool = False
+) -> PyTree:
     """The tree of `save_tree`, checked name by name. See `load_params`."""
     path = Path(path).absolute()
     if not path.is_dir():
         raise InputError(f"{path}: no such folder of weights")
     device = SingleDeviceSharding(jax.local_devices()[0])
-    expected = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device
-        ),
-        abstract,
-    )
     # The handler alone: a Checkpointer would expect metadata of its own in the folder.
     handler = ocp.StandardCheckpointHandler()
-    _check_shapes(path, _shapes(handler.metadata(path).tree), _shapes(expected))
+    stored = _by_name(handler.metadata(path).tree)
+    shapes = {name: tuple(leaf.shape) for name, leaf in stored.items()}
+    _check_shapes(path, shapes, _shapes(abstract))
+
+    def expect(place: tuple, x: Any) -> jax.ShapeDtypeStruct:
+        dtype = stored[_name(place)].dtype if stored_dtypes else x.dtype
+        on = getattr(x, "sharding", None) or device
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=on)
+
+    expected = jax.tree.map_with_path(expect, abstract)
     return handler.restore(path, args=ocp.args.StandardRestore(expected))
 
 
@@ -191,11 +200,15 @@ def _check_shapes(path: Path, stored: dict, expected: dict) -> None:
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return {name: tuple(leaf.shape) for name, leaf in _by_name(tree).items()}
+
+
+def _by_name(tree: PyTree) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _complete_steps(folder: Path) -> list[int]:

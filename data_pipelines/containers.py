@@ -1,0 +1,177 @@
+"""Open media files: streams, timestamps and pixels as ffmpeg's libraries give them.
+
+`media` lays them on a steady clock; here a file is opened safely, its streams are
+chosen and its frames come with the time they are due. Damage is an `InputError`.
+
+Two ways from a decoded frame to RGB:
+
+    (1) as tagged    by the matrix and range that the file states
+    (2) as released  as BT.601 limited range whatever it states     [TAVR_SPEC 9-3]:
+        4:2:2 by swscale's bicubic, then, with U' = U - 128, V' = V - 128,
+        Y' = max(Y - 16, 0) 1220542
+        R = (Y' + 1673527 V' + 2^19) >> 20
+        G = (Y' - 852492 V' - 409993 U' + 2^19) >> 20
+        B = (Y' + 2116026 U' + 2^19) >> 20, clipped to 0..255;
+        U, V are shared by pairs of pixels. OpenCV's UYVY conversion is this formula.
+"""
+
+import io
+from collections.abc import Callable
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from tavr_jax.errors import InputError
+
+# A single frame or silence longer than this is a broken timestamp, not footage.
+LONGEST_GAP = 60.0  # seconds
+# A file may end this much before its stated end; more is missing data.
+MISSING_END = 0.5  # seconds
+GUESSED_LENGTH = ("mp3", "aac")  # no header says it: ffmpeg guesses from the bit rate
+# ffmpeg would show these as a picture: text as a terminal, stills as one-frame video.
+NOT_VIDEO = ("tty", "_pipe", "image2")
+
+Colours = Callable[[av.VideoFrame], UInt8[np.ndarray, "Y X 3"]]
+
+
+def as_tagged(frame: av.VideoFrame) -> UInt8[np.ndarray, "Y X 3"]:
+    """RGB by what the file says of its colours. (1)."""
+    return frame.to_ndarray(format="rgb24")
+
+
+def as_released(frame: av.VideoFrame) -> UInt8[np.ndarray, "Y X 3"]:
+    """RGB as the release reads every file. (2)."""
+    packed = frame.reformat(
+        format="uyvy422", interpolation="BICUBIC", dst_color_range="MPEG"
+    )
+    plane, even = packed.planes[0], frame.width + frame.width % 2
+    rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
+    return uyvy_to_rgb(rows[:, : 2 * even].reshape(frame.height, even, 2))[
+        :, : frame.width
+    ]
+
+
+def uyvy_to_rgb(packed: UInt8[np.ndarray, "Y X 2"]) -> UInt8[np.ndarray, "Y X 3"]:
+    """The integer formula of (2); byte 0 is U in even columns and V in odd ones."""
+    return cv2.cvtColor(np.ascontiguousarray(packed), cv2.COLOR_YUV2RGB_UYVY)
+
+
+# prepare.released_colours -> how pixels are read
+COLOURS: dict[bool, Colours] = {True: as_released, False: as_tagged}
+
+
+def require_file(path) -> None:
+    """InputError: no such file."""
+    if not Path(path).is_file():
+        why = "is not a file" if Path(path).exists() else "no such file"
+        raise InputError(f"{path}: {why}; check the path")
+
+
+@contextmanager
+def opened(path, data: bytes | None = None):
+    """An open container; ffmpeg's errors become an InputError that names `path`."""
+    if data is None:
+        require_file(path)
+    source = str(path) if data is None else io.BytesIO(data)
+    try:
+        # Playlists could otherwise make ffmpeg open files and hosts of their choice.
+        options = {} if data else {"protocol_whitelist": "file"}
+        with av.open(source, metadata_errors="replace", options=options) as container:
+            yield container
+    except av.FFmpegError as error:
+        why = error.strerror or type(error).__name__
+        raise InputError(
+            f"{path}: damaged, or not video or sound ({why}); re-encode or replace it"
+        ) from error
+
+
+def require_codec(path, stream) -> None:
+    """InputError: ffmpeg does not know how the stream is coded."""
+    if stream.codec_context is None:
+        raise InputError(
+            f"{path}: its {stream.type} is coded in an unknown way; re-encode the file"
+        )
+
+
+def is_cover(stream) -> bool:
+    """Whether a video stream is the picture of an album, not footage."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def video_stream(path, container):
+    """The first stream of footage. InputError: there is none."""
+    streams = [s for s in container.streams.video if not is_cover(s)]
+    name = container.format.name
+    if not streams or any(word in name for word in NOT_VIDEO):
+        raise InputError(f"{path}: has no video stream; give a video file")
+    require_codec(path, streams[0])
+    return streams[0]
+
+
+def require_whole(path, container, stream, seconds: float) -> None:
+    """InputError: the stream held clearly less than its header states."""
+    stated = float((stream.duration or 0) * stream.time_base)
+    if seconds < stated - MISSING_END and container.format.name not in GUESSED_LENGTH:
+        raise InputError(
+            f"{path}: truncated: {seconds:.1f} s of the {stated:.1f} s it states; "
+            "copy it again"
+        )
+
+
+def start(stream) -> float:
+    """Seconds at which a stream begins, on the container's clock."""
+    return float((stream.start_time or 0) * stream.time_base)
+
+
+def scan(container, stream) -> tuple[int, float]:
+    """Frames and seconds of a stream, from its packets: headers state them wrongly."""
+    count, end = 0, 0.0
+    frame = 1 / float(stream.average_rate or 25)
+    for packet in container.demux(stream):
+        if packet.pts is not None and not packet.is_discard:
+            count += 1
+            length = float((packet.duration or 0) * packet.time_base) or frame
+            end = max(end, float(packet.pts * packet.time_base) + length)
+    # No timestamp at all: the frame rate is the only clock there is.
+    return count, (end - start(stream)) if count else frame
+
+
+def timed_frames(path, data: bytes | None = None, colours: Colours = as_tagged):
+    """(seconds since the first instant, upright RGB frame, its length in seconds)."""
+    with opened(path, data) as container:
+        stream = video_stream(path, container)
+        stream.codec_context.thread_type = "AUTO"
+        origin, usual = start(stream), 1 / float(stream.average_rate or 25)
+        time, seconds, first = 0.0, 0.0, True
+        for frame in container.decode(stream):
+            due = time + seconds
+            if frame.pts is not None:
+                due = float(frame.pts * frame.time_base) - origin
+            if due - time > LONGEST_GAP:
+                raise InputError(
+                    f"{path}: timestamps leap from {time:.1f} to {due:.1f} s; "
+                    "re-encode the file"
+                )
+            time = max(due, time)
+            seconds = float((frame.duration or 0) * frame.time_base) or usual
+            first = False
+            yield time, _upright(frame, stream.sample_aspect_ratio, colours), seconds
+        if not first:
+            require_whole(path, container, stream, time + seconds)
+
+
+def _upright(
+    frame, aspect: Fraction | None, colours: Colours
+) -> UInt8[np.ndarray, "Y X 3"]:
+    """RGB pixels as a viewer shows them: square, and turned as the camera noted."""
+    image = colours(frame)
+    if aspect and aspect != 1:
+        size = (max(1, round(frame.width * aspect)), frame.height)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

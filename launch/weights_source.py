@@ -1,0 +1,96 @@
+"""Where weights come from: a path, or the Hugging Face hub.
+
+    runs/stage_2                         a file or folder here
+    owner/name                           a whole repository of the hub
+    owner/name:folder/weights.pth        one file of it
+    owner/name@revision:weights.pth      of a branch, tag or commit
+
+Downloads go through the hub's own cache and token (HF_HOME, HF_TOKEN); what is in the
+cache is found without a network.
+"""
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tavr_jax.errors import InputError
+
+_HUB = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<file>[^:]+))?"
+)
+# Weights, their sizes and their tokenizers; not demos, pictures and other frameworks.
+PATTERNS = ("*.safetensors", "*.json", "*.pth", "*.pt", "*.bin", "*.model", "*.txt")
+_SECONDS = 10.0  # that the hub may take to answer
+
+
+def resolve(
+    source: str, flag: str = "--checkpoint", patterns: Sequence[str] = PATTERNS
+) -> Path:
+    """The file or folder that `source` names, fetched if it has to be.
+
+    `patterns`: which files of a whole repository are fetched. InputError, which begins
+    with `flag`, if it is not here and cannot be had.
+    """
+    if Path(source).exists():
+        return Path(source)
+    named = _HUB.fullmatch(source)
+    if not named:
+        raise InputError(
+            f"{flag} {source}: no such file or folder; give a path, or OWNER/NAME or "
+            "OWNER/NAME:FILE of the Hugging Face hub"
+        )
+    try:
+        import huggingface_hub as hub  # here: most runs never need it
+        from huggingface_hub.errors import HTTPError
+    except ImportError as error:
+        raise InputError(
+            f"{flag} {source}: not a local file, and the hub needs the package "
+            "huggingface_hub; install it, or download the file and give its path"
+        ) from error
+    repo, file, revision = named["repo"], named["file"], named["revision"]
+    failures, offline = (HTTPError, OSError, ValueError), None
+    try:
+        # Asked here first: snapshot_download would wait for ever for a silent hub.
+        revision = hub.HfApi().repo_info(repo, revision=revision, timeout=_SECONDS).sha
+    except failures as error:
+        offline = error
+    try:
+        folder = hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=[glob.escape(file)] if file else list(patterns),
+            local_files_only=offline is not None,
+        )
+    except failures as error:
+        raise InputError(f"{flag} {source}: {_why(offline, error)}") from error
+    path = Path(folder, file or "")
+    if not path.exists():
+        raise InputError(
+            f"{flag} {source}: {repo} has no file {file!r} (or the hub cannot "
+            "be reached and the cache has none); check the name"
+        )
+    return path
+
+
+def _why(offline: Exception | None, error: Exception) -> str:
+    """What the hub's answer means: `offline` to the first question, else `error`."""
+    from huggingface_hub import errors
+
+    answer = offline or error
+    if isinstance(answer, errors.GatedRepoError):
+        return "the hub wants its terms accepted there; then set HF_TOKEN"
+    if isinstance(answer, errors.RepositoryNotFoundError):
+        return "neither here nor on the hub (or private: set HF_TOKEN); check the name"
+    if isinstance(answer, errors.RevisionNotFoundError):
+        return "the hub has no such revision of it; check the name"
+    if offline is None:
+        return f"the hub's copy cannot be fetched ({_line(answer)}); try again"
+    return (
+        f"not a local file and the hub cannot be reached ({_line(answer)}); download "
+        "it elsewhere and give its path, or set HF_HOME to a cache that holds it"
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:150] or type(error).__name__

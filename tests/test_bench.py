@@ -1,0 +1,49 @@
+"""The benches run, and say what they measured."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import cross_scene
+from data_pipelines import video_files
+from launch import bench, bench_data
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "launch.bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_bench_is_a_file_with_main_and_a_docstring():
+    assert "data" in bench.names()
+    listed = run()
+    assert listed.returncode == 2 and all(n in listed.stdout for n in bench.names())
+    unknown = run("nothing")
+    assert unknown.returncode == 2 and "no bench 'nothing'" in unknown.stdout
+    empty = run("data")
+    assert empty.returncode == 2 and "--dataset, --source" in empty.stderr
+
+
+def test_a_ratio_is_the_median_of_the_rounds_and_says_whether_the_goal_is_met():
+    line = bench_data.Ratio("x", [2, 9, 4], [4, 3, 4], "videos/s", 0.5).line()
+    assert " 1.00  (0.50 to 3.00) " in line and line.endswith("goal 0.5: reached")
+    line = bench_data.Ratio("x", [1], [4], "videos/s", 0.5).line()
+    assert line.endswith("goal 0.5: MISSED")
+    assert "goal" not in bench_data.Ratio("x", [1], [4], "videos/s", None).line()
+
+
+def test_plain_decoding_and_the_scan_see_the_same_frames(tmp_path):
+    frames = np.zeros((20, 64, 64, 3), np.uint8)
+    video_files.write_video(tmp_path / "a.mp4", frames, 25)
+    config = cross_scene.get_config("tiny")
+    settings = bench_data.settings_of(config)
+    assert bench_data._decode(tmp_path / "a.mp4") == 20
+    assert bench_data._decode(tmp_path / "a.mp4", rgb=True) == 20
+    assert bench_data._scan(tmp_path / "a.mp4", settings) == 20
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    paths = [tmp_path / "b.mp4", tmp_path / "a.mp4"]
+    assert bench_data._readable(paths) == paths[1:]
+    with pytest.raises(Exception, match="no video there"):
+        bench_data._readable(paths[:1])
