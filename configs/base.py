@@ -212,6 +212,7 @@ def prepare() -> ConfigDict:
     c.negatives = 4  # hard negatives kept of each clip: the most similar other people
     c.exclude = ()  # benchmark files (JSON): footage that they name is left out
     c.caption = "a person is talking"  # of videos without a caption beside them
+    c.encode = True  # store latents and features; False: launch.train makes them
     c.records_per_shard = 256  # clips in one ArrayRecord file
     c.workers = 0  # videos worked on at once, one process each; 0 = one a core
     c.worker_memory = 8.0  # GiB of one such process; a video that needs more is refused
@@ -236,6 +237,7 @@ def data() -> ConfigDict:
     c.workers = 0  # Grain worker processes; 0 = threads only
     c.threads = 8  # that read records ahead, in each process
     c.prefetch = 16  # samples read ahead by them
+    c.encoded_cache = 64  # clips kept, of a dataset that is encoded while training
     return c
 
 

@@ -109,7 +109,7 @@ def _counts(found: Counter) -> str:
 def _fields(root: Path, rows: list[Row]) -> list[str]:
     """Fields of both records: kind, and shape in the first clip."""
     lines = []
-    for name in ("clips", "encoded"):
+    for name in _stored(root):
         record = records.open_records(root, name, rows[0].split)[rows[0].record]
         folder = root / name / records.VERSION
         size = sum(path.stat().st_size for path in folder.glob("*array_record*"))
@@ -117,7 +117,13 @@ def _fields(root: Path, rows: list[Row]) -> list[str]:
         lines.append(f"  {name}: {size / 1e6:.1f} MB, {per_clip:.2f} MB a clip")
         for field, value in sorted(record.items()):
             lines.append(f"    {field:18} {_kind(value)}")
+    if not records.is_encoded(root):
+        lines.append("  encoded: not stored (prepare.encode=False)")
     return lines
+
+
+def _stored(root: Path) -> list[str]:
+    return ["clips", "encoded"] if records.is_encoded(root) else ["clips"]
 
 
 def _kind(value: Any) -> str:
@@ -165,7 +171,7 @@ class Viewer:
         self._splits = {row.split for row in self.rows}
         self._opened = {
             (name, split): records.open_records(root, name, split)
-            for name in ("clips", "encoded")
+            for name in _stored(root)
             for split in self._splits
         }
         self._pairs = {
@@ -223,7 +229,7 @@ class Viewer:
         """A clip with everything drawn over it, and its sound."""
         row, clip = self.rows[index], self._read("clips", index)
         frames, person = media.decode_mp4(clip["video"]), self._person(clip, row)
-        tokens = self._read("encoded", index)["reference_tokens"]
+        tokens = self._tokens(clip, index)
         scale = max(1, round(SHOWN / min(frames.shape[1:3])))
         out = []
         for number, frame in enumerate(frames):
@@ -238,6 +244,13 @@ class Viewer:
         row = self.rows[index]
         return self._opened[name, row.split][row.record]
 
+    def _tokens(self, clip: dict[str, Any], index: int) -> ndarray:
+        """Face tokens of a clip as a reference: those stored, where any are."""
+        row = self.rows[index]
+        if ("encoded", row.split) in self._opened:
+            return self._read("encoded", index)["reference_tokens"]
+        return conditions.face_tokens(clip["face_boxes"], row.size)
+
     def _person(self, clip: dict[str, Any], row: Row) -> ndarray:
         return conditions.still_mask(clip["person_box"], row.size)
 
@@ -249,7 +262,7 @@ class Viewer:
     def _as_reference(self, index: int) -> ndarray:
         """The middle frame of a clip with its face tokens."""
         clip = self._read("clips", index)
-        tokens = self._read("encoded", index)["reference_tokens"]
+        tokens = self._tokens(clip, index)
         frame = media.decode_mp4(clip["video"])[4 * (len(tokens) // 2)]
         return _drawn(frame, None, None, tokens[len(tokens) // 2])
 

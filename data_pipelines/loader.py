@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from data_pipelines import transforms
 from data_pipelines.mixing import Mixture, weighted
 from data_pipelines.prepare.pairs import PairIndex, Turn
-from data_pipelines.sources import Source, paths
+from data_pipelines.sources import Encoder, Source, paths
 from tavr_jax.errors import InputError
 from tavr_jax.types import Batch
 
@@ -46,14 +46,17 @@ class _Opened(NamedTuple):
     people: int
 
 
-def make_loader(config: ConfigDict, *, shard: int, shards: int):
+def make_loader(
+    config: ConfigDict, *, shard: int, shards: int, encoder: Encoder | None = None
+):
     """This host's endless iterator of batches of numpy arrays (see tavr_jax/types.py).
 
     Yields Batch for the stages same_scene, cross_scene and policy, Frames for codec,
     Faces for face, Sync for lipsync, each with batch_size / shards samples. The
     iterator is Grain's: `get_state` and `set_state` continue it exactly.
+    `encoder` makes the records of datasets that are not encoded, in this process.
     InputError: no usable data, a batch that the hosts cannot share, records that do
-    not fit the model.
+    not fit the model, clips to encode but no encoder, or none that workers can use.
     """
     batch_size = config.data.batch_size
     if batch_size < 1 or batch_size % shards:
@@ -62,7 +65,7 @@ def make_loader(config: ConfigDict, *, shard: int, shards: int):
             "a multiple"
         )
     stream = grain.MapDataset.range(1).repeat(None)
-    stream = stream.map_with_index(_Draw(*_parts(config), config.seed))
+    stream = stream.map_with_index(_Draw(*_parts(config, encoder), config.seed))
     stream = stream[shard::shards].batch(batch_size // shards, drop_remainder=True)
     reading = grain.ReadOptions(
         num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch
@@ -74,14 +77,20 @@ def make_loader(config: ConfigDict, *, shard: int, shards: int):
     return iter(stream)
 
 
-def sample(config: ConfigDict, split: str, index: int, pairs: str) -> Batch:
+def sample(
+    config: ConfigDict,
+    split: str,
+    index: int,
+    pairs: str,
+    encoder: Encoder | None = None,
+) -> Batch:
     """One first chunk with its reference, B = 1, always the same for the same index.
 
     `pairs` as data.pairs, of which the heaviest kind is taken; of the first dataset.
     Indices beyond the usable clips wrap around.
     """
     kinds = weighted(pairs, "data.pairs")
-    opened = _Opened(Source(config, split), 0, 0)
+    opened = _Opened(Source(config, split, encoder=encoder), 0, 0)
     kind = max(kinds, key=kinds.__getitem__)
     examples = _pair_examples(opened, config, kind, continuation=0.0)
     clip = examples.slots[index % len(examples.slots)].row(0)
@@ -109,7 +118,9 @@ class _Draw:
         return part.example(generator, index)
 
 
-def _parts(config: ConfigDict) -> tuple[list[Examples], Mixture]:
+def _parts(
+    config: ConfigDict, encoder: Encoder | None
+) -> tuple[list[Examples], Mixture]:
     """All parts of the stream and how they are mixed."""
     kinds, build = {config.stage: 1.0}, _STAGES.get(config.stage)
     if build is None:
@@ -117,7 +128,7 @@ def _parts(config: ConfigDict) -> tuple[list[Examples], Mixture]:
         share = config.data.continuation
     parts, weights, start, clips, people = [], [], [], 0, 0
     for path, weight in paths(config).items():
-        opened = _Opened(Source(config, config.data.split, path), clips, people)
+        opened = _Opened(_source(config, path, encoder), clips, people)
         clips += len(opened.source.rows)
         people += len({row.person for row in opened.source.rows})
         for number, (kind, kind_weight) in enumerate(kinds.items()):
@@ -129,6 +140,17 @@ def _parts(config: ConfigDict) -> tuple[list[Examples], Mixture]:
             weights.append(weight * kind_weight)
             start.append(0.0 if number else weight)
     return parts, Mixture(weights, start, config.data.curriculum)
+
+
+def _source(config: ConfigDict, path: str, encoder: Encoder | None) -> Source:
+    source = Source(config, config.data.split, path, encoder)
+    if source.encoder and config.data.workers:
+        raise InputError(
+            f"data.workers={config.data.workers}: {path} is not encoded, and worker "
+            "processes hold no networks; set --config.data.workers=0, or run "
+            "launch.prepare_data with --config.prepare.encode=true"
+        )
+    return source
 
 
 def _pair_examples(
@@ -198,6 +220,7 @@ def _lips(opened: _Opened, config: ConfigDict) -> Examples:
     source = opened.source
     count, size = config.lipsync.span, config.lipsync.size
     _check_frames(source, count, "lipsync.span")
+    source.encoded(0)  # if it cannot be had, say so now and not in a reading thread
 
     def example(generator: np.random.Generator, index: int):
         mel = source.encoded(index)["mel"]

@@ -1,10 +1,12 @@
 """What is on disk: two TFDS datasets of one order, an index, and a summary.
 
     DATASET/clips/<version>/    pictures, sound, faces: one ArrayRecord record a clip
-    DATASET/encoded/<version>/  what the transformer trains on, record for record
+    DATASET/encoded/<version>/  what the transformer trains on, record for record;
+                                not there with prepare.encode=False
     DATASET/index.jsonl         one line a clip: who, where, how long (see `Row`)
-    DATASET/null_text.npy       features of the empty caption, (L, E) float16
-    DATASET/dataset.json        version, counts and fingerprints of what made it
+    DATASET/null_text.npy       features of the empty caption, (L, E) float16; ditto
+    DATASET/dataset.json        version, counts and fingerprints of what made it;
+                                "encoded" is null where there is no encoded/
     DATASET/rejects.jsonl       what was left out, why, with which numbers
 
 Both datasets open with `tfds.builder_from_directory(folder).as_data_source(split)`; no
@@ -225,6 +227,11 @@ def read_summary(root: Path) -> dict[str, Any]:
             f"it with: {MIGRATE.format(root=root)}"
         )
     return summary
+
+
+def is_encoded(root: Path) -> bool:
+    """Whether the dataset stores latents and features. InputError: no dataset."""
+    return read_summary(root).get("encoded", "") is not None
 
 
 class Records:

@@ -1,8 +1,15 @@
-"""Random access to a prepared dataset: the rows a run may use, and their records."""
+"""Random access to a prepared dataset: the rows a run may use, and their records.
 
-from functools import cached_property
+Encoded records are read where prepare stored them. Where it did not
+(prepare.encode=False), an `Encoder` makes them of the clips, the same ones, and the
+last few are kept.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +19,18 @@ from numpy import ndarray
 from data_pipelines import records
 from data_pipelines.mixing import weighted
 from tavr_jax.errors import InputError
+
+_ENCODING = Lock()  # networks are used by one reading thread at a time
+
+
+class Encoder(NamedTuple):
+    """What makes encoded records: a function of a clip alone, and null text rows.
+
+    Made by `launch` of the networks that a config names; this module knows none.
+    """
+
+    encode: Callable[[Mapping[str, Any]], dict[str, Any]]
+    null_text: Float[ndarray, "L E"]
 
 
 def paths(config: ConfigDict) -> dict[str, float]:
@@ -33,14 +52,23 @@ class Source:
 
     `rows[i]`, `clip(i)` and `encoded(i)` speak of the same clip. Files are opened at
     the first record read, in the process that reads it.
+    `encoder` is the one in use: None where encoded records are stored.
     InputError: no dataset, another version, no clip of this split and size.
     """
 
-    def __init__(self, config: ConfigDict, split: str, path: str | None = None):
-        """`path` None: the first dataset of data.path."""
+    def __init__(
+        self,
+        config: ConfigDict,
+        split: str,
+        path: str | None = None,
+        encoder: Encoder | None = None,
+    ):
+        """`path` None: the first dataset of data.path. `encoder` None: only read."""
         self.root = Path(next(iter(paths(config))) if path is None else path)
         self.split = split
-        records.read_summary(self.root)
+        self.is_encoded = records.is_encoded(self.root)
+        self.encoder = None if self.is_encoded else encoder
+        self._cache = config.data.encoded_cache
         size = tuple(config.prepare[config.data.orientation])
         rows = records.read_index(self.root)
         in_split = [row for row in rows if row.split == split]
@@ -64,12 +92,20 @@ class Source:
         return self._clips[self.rows[index].record]
 
     def encoded(self, index: int) -> dict[str, Any]:
-        """The record with latents and features."""
-        return self._encoded[self.rows[index].record]
+        """The record with latents and features.
+
+        InputError: it is not stored, and there is no encoder.
+        """
+        if self.is_encoded:
+            return self._encoded[self.rows[index].record]
+        with _ENCODING:
+            return self._made(index)
 
     @cached_property
     def null_text(self) -> Float[ndarray, "L E"]:
-        """Text rows of the empty caption."""
+        """Text rows of the empty caption. InputError as `encoded`."""
+        if not self.is_encoded:
+            return self._given().null_text
         path = self.root / records.NULL_TEXT
         try:
             return np.load(path, allow_pickle=False)
@@ -86,9 +122,24 @@ class Source:
     def _encoded(self):
         return records.open_records(self.root, "encoded", self.split)
 
+    @cached_property
+    def _made(self) -> Callable[[int], dict[str, Any]]:
+        """Encoded records, made; the last ones are kept."""
+        encode = self._given().encode
+        return lru_cache(self._cache)(lambda index: encode(self.clip(index)))
+
+    def _given(self) -> Encoder:
+        if self.encoder is None:
+            raise InputError(
+                f"{self.root}: is not encoded; run launch.prepare_data with "
+                "--config.prepare.encode=true (launch.train alone also encodes while "
+                "it runs)"
+            )
+        return self.encoder
+
     def __getstate__(self):
         # Open files do not travel to worker processes.
         state = dict(self.__dict__)
-        for name in ("_clips", "_encoded"):
+        for name in ("_clips", "_encoded", "_made"):
             state.pop(name, None)
         return state

@@ -9,6 +9,7 @@
 
 A run that was stopped goes on where it was. A run with nothing new does nothing; one
 with another codec only encodes again. DATASET is replaced as a whole, at the end.
+With --config.prepare.encode=false it stops at the clips, and training encodes them.
 What was left out, and why, is in DATASET/rejects.jsonl and on DATASET/summary.html.
 
 Where one machine is not enough, Apache Beam does the work per video elsewhere: --beam
@@ -84,8 +85,10 @@ def _prepare_bucket(url: str, output: Path, config, networks) -> None:
 def _networks(config) -> dataset.Networks:
     from launch import build, face_networks, readers  # not needed to verify
 
-    codec, heard = build.codec(config), readers.load(config)
-    return dataset.Networks(codec, heard, face_networks.load(config))
+    face = face_networks.load(config)
+    if not config.prepare.encode:
+        return dataset.Networks(None, None, face)
+    return dataset.Networks(build.codec(config), readers.load(config), face)
 
 
 def _tell(output: Path) -> None:
@@ -97,6 +100,8 @@ def _tell(output: Path) -> None:
     print(
         f"{output}: {len(rows)} clips ({kept}) of {len(people)} people, {frames} frames"
     )
+    if not records.is_encoded(output):
+        print("  clips only: launch.train encodes them while it runs")
     lines = (output / records.REJECTS).read_text().splitlines()
     reasons = Counter(json.loads(line)["reason"] for line in lines)
     for reason, count in reasons.most_common():

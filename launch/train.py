@@ -23,9 +23,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import loader
-from data_pipelines.sources import Source
-from launch import build, cli
+from data_pipelines import features, loader, records
+from data_pipelines.prepare import encode
+from data_pipelines.sources import Encoder, Source, paths
+from launch import build, cli, readers
 from launch.checkpoints import is_published
 from launch.weights_source import resolve
 from tavr_jax.diffusion.guidance import Network
@@ -95,7 +96,8 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     rows = config.data.batch_size
     split = sharding.batch(mesh, rows, group)
     shard, shards = sharding.host_share(split, rows)
-    batches = loader.make_loader(config, shard=shard, shards=shards)
+    encoder = make_encoder(config)
+    batches = loader.make_loader(config, shard=shard, shards=shards, encoder=encoder)
 
     graph, params = nnx.split(nnx.eval_shape(partial(seeded, config)), nnx.Param)
     create = partial(optimizer.create_state, config=rates)
@@ -107,6 +109,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     run = Run(config, graph, abstract.params, start, resuming, workdir)
     step = on_mesh(mesh, STEPS[config.stage](run, rates))
     lines = report.Report(workdir, config.stage, config.train.steps)
+    shown = config.stage in PAIRED
     state = loop.run(
         loop.LoopConfig(**config.train),
         create=lambda: jax.jit(create, out_shardings=shardings)(start()),
@@ -116,11 +119,25 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         place=partial(sharding.place, split, rows),
         checkpoints=checkpoints,
         report=lines,
-        on_sample=preview(config, graph, lines) if config.stage in PAIRED else None,
+        on_sample=preview(config, graph, lines, encoder) if shown else None,
     )
     if config.stage not in PAIRED and int(state.step) >= config.train.steps:
         export(config, workdir, graph, state)
     return state
+
+
+def make_encoder(config: ConfigDict) -> Encoder | None:
+    """What encodes clips while training; None where nothing has to be.
+
+    InputError: no dataset, networks whose rows the model does not read.
+    """
+    stored = all(records.is_encoded(Path(path)) for path in paths(config))
+    if stored or config.stage == "codec":  # which reads pictures alone
+        return None
+    heard, codec = readers.load(config), build.codec(config)
+    features.check(heard, config)
+    made = encode.make_encoder(codec, fingerprint(codec), heard, config)
+    return Encoder(made, encode.null_text(heard))
 
 
 def seeded(config: ConfigDict) -> nnx.Module:
@@ -267,7 +284,10 @@ def reward(config: ConfigDict) -> policy.Reward:
 
 def check_codec(config: ConfigDict, codec: Codec) -> None:
     """InputError unless this codec made the latents of the dataset."""
-    made = Source(config, config.data.split).encoded(0)["codec"]
+    source = Source(config, config.data.split)
+    if not source.is_encoded:
+        return  # they are made with it
+    made = source.encoded(0)["codec"]
     made = made.decode() if isinstance(made, bytes) else str(made)
     if made != fingerprint(codec):
         raise InputError(
@@ -281,17 +301,20 @@ def check_codec(config: ConfigDict, codec: Codec) -> None:
 
 
 def preview(
-    config: ConfigDict, graph: nnx.GraphDef, lines: report.Report
+    config: ConfigDict,
+    graph: nnx.GraphDef,
+    lines: report.Report,
+    encoder: Encoder | None,
 ) -> Callable[[PyTree, int], dict[str, report.Media]] | None:
     """One clip, generated from averaged weights: a held-out one where there is one."""
     if not config.train.sample_every:
         return None
     pairs = config.data.pairs
     try:
-        split, batch = "test", loader.sample(config, "test", 0, pairs)
+        split, batch = "test", loader.sample(config, "test", 0, pairs, encoder)
     except InputError as error:
         split = config.data.split
-        batch = loader.sample(config, split, 0, pairs)
+        batch = loader.sample(config, split, 0, pairs, encoder)
         lines.say(f"preview of a training clip, for want of a held-out one ({error})")
     codec = build.codec(config)
     check_codec(config, codec)

@@ -1,11 +1,12 @@
 """Footage -> a dataset, whole: what `launch.prepare_data` runs.
 
     find videos - leave out what a benchmark scores - clips of each video (pipeline.py)
-    - who is who, records (writing.py) - encode - summary page - checksums
+    - who is who, records (writing.py) - summary page - encode - checksums
 
 All is made in OUTPUT.partial beside the present dataset, which is replaced at the end
 by renaming. Cut and encoded clips are kept in OUTPUT.partial/work until then, so that a
 stopped run goes on where it was. Two fingerprints decide what has to be made at all.
+With prepare.encode=False nothing is encoded, and the second fingerprint is None.
 """
 
 import errno
@@ -43,13 +44,14 @@ from tavr_jax.errors import InputError
 
 # fields that change how fast, not what
 _SPEED = ("workers", "records_per_shard", "worker_memory", "video_timeout")
+_NOT_OF_CLIPS = (*_SPEED, "encode")
 
 
 class Networks(NamedTuple):
-    """What clips are read with."""
+    """What clips are read with; no codec and readers where prepare.encode=False."""
 
-    codec: Codec
-    readers: Readers
+    codec: Codec | None
+    readers: Readers | None
     face: FaceNetwork | None  # None: people are told apart by name alone
 
 
@@ -65,7 +67,8 @@ def prepare(
     InputError: nothing to read, nothing kept, a folder in the way, a full disk.
     """
     _check(config)
-    features.check(networks.readers, config)
+    if config.prepare.encode:
+        features.check(networks.readers, config)
     partial = output.with_name(f"{output.name}.partial")
     try:
         return _prepare(source, output, partial, config, networks, runner)
@@ -103,7 +106,7 @@ def _prepare(
         return False
     work = _resumed(partial, cut)
     if present.get("clips") == cut:
-        print(f"{output}: same clips, another codec or text: encoding again")
+        print(f"{output}: same clips, {_change(present['encoded'], encoded)}")
         _link_clips(output, partial)
     else:
         cut_out = cut_videos(videos, config, networks.face, work, runner, source)
@@ -115,12 +118,13 @@ def _prepare(
             raise
         title, shown = runner.bucket or source.name, _shown(videos, work)
         summary.write(partial, title, rejects, shown, config)
-    _write_encoded(config, networks, work / encoded, partial)
+    if encoded:
+        _write_encoded(config, networks, work / encoded, partial)
     facts = {
         "version": records.VERSION,
         "clips": cut,
         "encoded": encoded,
-        "codec": fingerprint(networks.codec),
+        "codec": fingerprint(networks.codec) if encoded else None,
         "config": config.name,
         "count": len(records.read_index(partial)),
     }
@@ -217,9 +221,10 @@ def _check(config: ConfigDict) -> None:
 
 def _fingerprints(
     videos: list[Video], refused: list[str], config: ConfigDict, networks: Networks
-) -> tuple[str, str]:
+) -> tuple[str, str | None]:
     """Of everything that clips depend on, and that encoded records depend on."""
-    wanted = {k: v for k, v in config.prepare.to_dict().items() if k not in _SPEED}
+    p = config.prepare.to_dict()
+    wanted = {k: v for k, v in p.items() if k not in _NOT_OF_CLIPS}
     footage = [
         (*video[1:], *_stamps(video.path, ("", ".json", ".txt"))) for video in videos
     ]
@@ -228,10 +233,19 @@ def _fingerprints(
     speech = config.speech.to_dict()
     made = [records.VERSION, footage, refused, wanted, guards, face]
     cut = _digest([*made, config.face.size, speech["sample_rate"], speech["fps"]])
+    if not config.prepare.encode:
+        return cut, None
     sections = [config[name].to_dict() for name in ("codec", "wav2vec", "text")]
     read = [config.networks[name] for name in ("speech", "text", "tokenizer")]
     codec = fingerprint(networks.codec)
     return cut, _digest([cut, codec, speech, sections, read])
+
+
+def _change(present: str | None, encoded: str | None) -> str:
+    """What happens to the encoded records, in words."""
+    if encoded is None:
+        return "prepare.encode=False: leaving out what was encoded"
+    return "another codec or text: encoding again" if present else "encoding them"
 
 
 def _stamps(path: Path, suffixes: Iterable[str]) -> list[tuple[int, int] | None]:
