@@ -48,6 +48,9 @@ def run(main: Callable[[], None], doc: str, positional: int = 0) -> None:
     `positional` is how many arguments beside flags the command takes.
     """
     sys.modules["__main__"].__doc__ = doc
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(_help(doc))
+        sys.exit(0)
     try:
         _parse(sys.argv, positional)
         main()
@@ -58,6 +61,13 @@ def run(main: Callable[[], None], doc: str, positional: int = 0) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _help(doc: str) -> str:
+    """What the command is for, and the flags of our modules."""
+    ours = [name for name in flags.FLAGS.flags_by_module_dict() if "launch" in name]
+    parts = [flags.FLAGS.module_help(name).partition("\n")[2] for name in ours]
+    return f"{doc.strip()}\n\nFlags (- and _ are the same):\n" + "\n".join(parts)
 
 
 def _parse(argv: list[str], positional: int) -> None:
