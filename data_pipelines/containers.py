@@ -18,12 +18,12 @@ Two ways from a decoded frame to RGB:
 import io
 from collections.abc import Callable
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from tavr_jax.errors import InputError
@@ -35,19 +35,23 @@ MISSING_END = 0.5  # seconds
 GUESSED_LENGTH = ("mp3", "aac")  # no header says it: ffmpeg guesses from the bit rate
 # ffmpeg would show these as a picture: text as a terminal, stills as one-frame video.
 NOT_VIDEO = ("tty", "_pipe", "image2")
+ONE = 1  # thread to convert a frame: starting more is thrice the work of converting
 
 Colours = Callable[[av.VideoFrame], UInt8[np.ndarray, "Y X 3"]]
 
 
 def as_tagged(frame: av.VideoFrame) -> UInt8[np.ndarray, "Y X 3"]:
     """RGB by what the file says of its colours. (1)."""
-    return frame.to_ndarray(format="rgb24")
+    return frame.reformat(format="rgb24", threads=ONE).to_ndarray()
 
 
 def as_released(frame: av.VideoFrame) -> UInt8[np.ndarray, "Y X 3"]:
     """RGB as the release reads every file. (2)."""
     packed = frame.reformat(
-        format="uyvy422", interpolation="BICUBIC", dst_color_range="MPEG"
+        format="uyvy422",
+        interpolation="BICUBIC",
+        dst_color_range="MPEG",
+        threads=ONE,
     )
     plane, even = packed.planes[0], frame.width + frame.width % 2
     rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
@@ -73,21 +77,30 @@ def require_file(path) -> None:
 
 
 @contextmanager
-def opened(path, data: bytes | None = None):
-    """An open container; ffmpeg's errors become an InputError that names `path`."""
-    if data is None:
-        require_file(path)
-    source = str(path) if data is None else io.BytesIO(data)
+def _named(path):
+    """ffmpeg's errors become an InputError that names `path`."""
     try:
-        # Playlists could otherwise make ffmpeg open files and hosts of their choice.
-        options = {} if data else {"protocol_whitelist": "file"}
-        with av.open(source, metadata_errors="replace", options=options) as container:
-            yield container
+        yield
     except av.FFmpegError as error:
         why = error.strerror or type(error).__name__
         raise InputError(
             f"{path}: damaged, or not video or sound ({why}); re-encode or replace it"
         ) from error
+
+
+@contextmanager
+def opened(path, data: bytes | None = None):
+    """An open container; ffmpeg's errors become an InputError that names `path`."""
+    if data is None:
+        require_file(path)
+    source = str(path) if data is None else io.BytesIO(data)
+    # Playlists could otherwise make ffmpeg open files and hosts of their choice.
+    options = {} if data else {"protocol_whitelist": "file"}
+    with (
+        _named(path),
+        av.open(source, metadata_errors="replace", options=options) as container,
+    ):
+        yield container
 
 
 def require_codec(path, stream) -> None:
@@ -141,12 +154,62 @@ def scan(container, stream) -> tuple[int, float]:
     return count, (end - start(stream)) if count else frame
 
 
-def timed_frames(path, data: bytes | None = None, colours: Colours = as_tagged):
-    """(seconds since the first instant, upright RGB frame, its length in seconds)."""
+class Picture:
+    """A decoded frame, made RGB only when somebody looks at it."""
+
+    def __init__(self, path, frame, aspect, colours: Colours, sampler):
+        self._path, self._frame, self._aspect = path, frame, aspect or 1
+        self._colours, self._sampler = colours, sampler
+        self._turns = round(frame.rotation / 90) % 4
+        self._rgb: np.ndarray | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(rows, columns) of `rgb()`."""
+        rows, columns = self._frame.height, self._columns()
+        return (columns, rows) if self._turns % 2 else (rows, columns)
+
+    def rgb(self) -> UInt8[np.ndarray, "Y X 3"]:
+        """As a viewer shows it: square pixels, turned as the camera noted.
+
+        InputError: pixels that cannot be converted.
+        """
+        if self._rgb is None:
+            with _named(self._path):
+                image = self._colours(self._frame)
+            if self._aspect != 1:
+                size = (self._columns(), self._frame.height)
+                image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+            if self._turns:
+                image = np.ascontiguousarray(np.rot90(image, self._turns))
+            self._rgb = image
+        return self._rgb
+
+    def sampled(self, side: int) -> UInt8[np.ndarray, "y x 3"]:
+        """At most side x side of its pixels, as tagged, in no proportion.
+
+        A tenth of the work of all of them. InputError: as `rgb`.
+        """
+        width, height = (min(side, n) for n in (self._frame.width, self._frame.height))
+        with _named(self._path):
+            small = self._sampler.reformat(
+                self._frame, width, height, "rgb24", interpolation="POINT", threads=ONE
+            )
+            return small.to_ndarray()
+
+    def _columns(self) -> int:
+        if self._aspect == 1:
+            return self._frame.width
+        return max(1, round(self._frame.width * self._aspect))
+
+
+def timed_pictures(path, data: bytes | None = None, colours: Colours = as_tagged):
+    """(seconds since the first instant, Picture, its length in seconds)."""
     with opened(path, data) as container:
         stream = video_stream(path, container)
         stream.codec_context.thread_type = "AUTO"
         origin, usual = start(stream), 1 / float(stream.average_rate or 25)
+        sampler = VideoReformatter()  # kept: its tables cost more than its pixels
         time, seconds, first = 0.0, 0.0, True
         for frame in container.decode(stream):
             due = time + seconds
@@ -160,18 +223,7 @@ def timed_frames(path, data: bytes | None = None, colours: Colours = as_tagged):
             time = max(due, time)
             seconds = float((frame.duration or 0) * frame.time_base) or usual
             first = False
-            yield time, _upright(frame, stream.sample_aspect_ratio, colours), seconds
+            aspect = stream.sample_aspect_ratio
+            yield time, Picture(path, frame, aspect, colours, sampler), seconds
         if not first:
             require_whole(path, container, stream, time + seconds)
-
-
-def _upright(
-    frame, aspect: Fraction | None, colours: Colours
-) -> UInt8[np.ndarray, "Y X 3"]:
-    """RGB pixels as a viewer shows them: square, and turned as the camera noted."""
-    image = colours(frame)
-    if aspect and aspect != 1:
-        size = (max(1, round(frame.width * aspect)), frame.height)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

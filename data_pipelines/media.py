@@ -22,7 +22,7 @@ import soxr
 from jaxtyping import Float, Shaped, UInt8
 
 from data_pipelines import containers
-from data_pipelines.containers import Colours, as_tagged
+from data_pipelines.containers import Colours, Picture, as_tagged
 from tavr_jax.errors import InputError
 
 Frames = UInt8[np.ndarray, "F Y X 3"]
@@ -90,14 +90,25 @@ def iterate_frames(
 ) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
     """`read_frames` one frame at a time, for footage of any length.
 
+    InputError: as `iterate_pictures`.
+    """
+    for picture in iterate_pictures(path, fps, colours):
+        yield picture.rgb()
+
+
+def iterate_pictures(
+    path, fps: float, colours: Colours = as_tagged
+) -> Iterator[Picture]:
+    """`iterate_frames` before their pixels are asked for, which is most of the work.
+
     InputError: missing, unreadable, damaged or truncated file, no video stream, a
     frame size that changes on the way.
     """
     slots: deque = deque()  # decided, but perhaps beyond the end of the picture
     decided = released = 0
     shown, end = None, 0.0
-    for time, frame, seconds in containers.timed_frames(path, colours=colours):
-        if shown is not None and frame.shape != shown.shape:
+    for time, frame, seconds in containers.timed_pictures(path, colours=colours):
+        if shown is not None and frame.size != shown.size:
             raise InputError(
                 f"{path}: the frame size changes at {time:.2f} s; re-encode the file"
             )
@@ -199,7 +210,8 @@ def cover_resize(
 
 def decode_mp4(data: bytes) -> Frames:
     """All frames of an mp4 in memory, each once. InputError: damaged bytes."""
-    frames = [frame for _, frame, _ in containers.timed_frames("mp4 in memory", data)]
+    pictures = containers.timed_pictures("mp4 in memory", data)
+    frames = [picture.rgb() for _, picture, _ in pictures]
     if not frames:
         raise InputError("mp4 in memory: not a single frame; prepare the data again")
     return np.stack(frames)

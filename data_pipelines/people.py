@@ -24,6 +24,7 @@ with warnings.catch_warnings():
 
 DETECT_SIDE = 320  # pixels of the longer side: a third of a second's work becomes 30 ms
 SMALLEST = 20  # pixels of the smallest face searched for, at that size
+SHRINK = 0.709  # between the sizes searched for, as published: half the area
 CONFIDENCE = 0.9  # of a detection that counts (real faces in footage reach 0.995)
 RIVAL = 0.5  # a face this share of the speaker's height is another person in view
 CROP = 1.25  # side of a square crop over the longer side of the face box
@@ -45,14 +46,22 @@ def track_faces(frames: UInt8[ndarray, "F Y X 3"], every: int) -> FaceTrack:
     return link_faces(found, every, len(frames))
 
 
-def find_faces(frame: UInt8[ndarray, "Y X 3"]) -> Float[ndarray, "J 4"]:
-    """Boxes of all faces in one frame."""
-    if not hasattr(_local, "detector"):
-        _local.detector = MTCNN(min_face_size=SMALLEST)
-    small = detection_frame(frame)
+def find_faces(
+    frame: UInt8[ndarray, "Y X 3"], side: int = DETECT_SIDE, shrink: float = SHRINK
+) -> Float[ndarray, "J 4"]:
+    """Boxes of all faces in one frame.
+
+    Args: `side` is the longer side, in pixels, that the frame is searched at; `shrink`
+    the step of the sizes searched for: 0.5 is twice as fast, with rougher boxes.
+    """
+    if not hasattr(_local, "detectors"):
+        _local.detectors = {}
+    if shrink not in _local.detectors:
+        _local.detectors[shrink] = MTCNN(min_face_size=SMALLEST, scale_factor=shrink)
+    small = detection_frame(frame, side)
     boxes = [
         (left, top, left + width, top + height)
-        for face in _local.detector.detect_faces(small)
+        for face in _local.detectors[shrink].detect_faces(small)
         if face["confidence"] >= CONFIDENCE
         for left, top, width, height in [face["box"]]
     ]
@@ -61,12 +70,14 @@ def find_faces(frame: UInt8[ndarray, "Y X 3"]) -> Float[ndarray, "J 4"]:
     return np.clip(scaled / np.float32([columns, rows, columns, rows]), 0, 1)
 
 
-def detection_frame(frame: UInt8[ndarray, "Y X 3"]) -> UInt8[ndarray, "Y X 3"]:
+def detection_frame(
+    frame: UInt8[ndarray, "Y X 3"], side: int = DETECT_SIDE
+) -> UInt8[ndarray, "Y X 3"]:
     """The frame at the size faces are searched in; small frames stay as they are."""
-    scale = DETECT_SIDE / max(frame.shape[:2])
+    scale = side / max(frame.shape[:2])
     if scale >= 1:
         return frame
-    rows, columns = (max(1, round(side * scale)) for side in frame.shape[:2])
+    rows, columns = (max(1, round(edge * scale)) for edge in frame.shape[:2])
     return cv2.resize(frame, (columns, rows), interpolation=cv2.INTER_AREA)
 
 

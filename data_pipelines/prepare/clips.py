@@ -52,7 +52,7 @@ class Reject(NamedTuple):
 class Watched(NamedTuple):
     """One frame of footage."""
 
-    frame: UInt8[ndarray, "Y X 3"]
+    picture: containers.Picture
     cut: bool  # the first of its shot
     faces: Float[ndarray, "J 4"] | None  # None: not looked at
 
@@ -126,18 +126,20 @@ def watch(
     """
     prepare, before, since = settings.prepare, None, 0
     follower = Follower(prepare.search_every)
-    for index, frame in enumerate(media.iterate_frames(path, settings.fps)):
+    colours = containers.COLOURS[prepare.released_colours]
+    pictures = media.iterate_pictures(path, settings.fps, colours)
+    for index, picture in enumerate(pictures):
         if end is not None and index >= end:
             return
         if index < first:
             continue
-        histogram = _histogram(frame)
+        histogram = _histogram(picture.sampled(_HISTOGRAM_SIDE))
         cut = before is None or _jump(before, histogram) > prepare.shot_cut
         before, since = histogram, 0 if cut else since + 1
         faces = None
         if since % prepare.clip_frames % prepare.detect_every == 0:
-            faces = follower.look(frame, index, cut)
-        yield Watched(frame, cut, faces)
+            faces = follower.look(picture.rgb(), index, cut)
+        yield Watched(picture, cut, faces)
 
 
 def _pieces(video: Video, settings: ClipSettings) -> Iterator[Piece]:
@@ -148,7 +150,7 @@ def _pieces(video: Video, settings: ClipSettings) -> Iterator[Piece]:
     room, count, found, in_shot, start = None, 0, [], 0, first
     for index, seen in enumerate(watch(video.path, settings, first, end), first):
         if room is None:
-            source = seen.frame.shape[:2]
+            source = seen.picture.size
             size = conditions.bucket_of(*source, settings.prepare)
             room = np.empty((longest, *size, 3), np.uint8)
         if count and (seen.cut or count == longest):
@@ -157,7 +159,7 @@ def _pieces(video: Video, settings: ClipSettings) -> Iterator[Piece]:
             in_shot = 0 if seen.cut else in_shot + 1
         if seen.faces is not None:
             found.append(seen.faces)
-        room[count] = media.cover_resize(seen.frame[None], size)[0]
+        room[count] = media.cover_resize(seen.picture.rgb()[None], size)[0]
         count += 1
     if count:
         yield Piece(start, room[:count], found, source, in_shot)
@@ -261,10 +263,8 @@ def _to_bucket(
 
 
 def _histogram(frame: ndarray) -> ndarray:
-    rows, columns = (max(1, side // _HISTOGRAM_SIDE) for side in frame.shape[:2])
-    bins = (frame[::rows, ::columns] >> 5).astype(np.int32)
-    codes = bins[..., 0] * 64 + bins[..., 1] * 8 + bins[..., 2]
-    return np.bincount(codes.ravel(), minlength=512) / codes.size
+    counts = cv2.calcHist([frame], [0, 1, 2], None, [8] * 3, [0, 256] * 3)
+    return counts / (frame.size // 3)
 
 
 def _jump(before: ndarray, after: ndarray) -> float:
