@@ -11,13 +11,17 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from numpy import ndarray
 
-from data_pipelines import speech_rows
+from data_pipelines import features, records, speech_rows
 from data_pipelines.features import Driving, Readers, SpeechReader, TextReader
+from data_pipelines.prepare import encode
+from data_pipelines.sources import Encoder, paths
+from launch import build
 from launch.build import PACKAGED
 from launch.weights_source import resolve
 from tavr_jax.encoders import captions, text
 from tavr_jax.encoders.speech import STEPS, SpeechConfig, log_mel
 from tavr_jax.encoders.wav2vec2_wave import Listener
+from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.encoders.weights_umt5 import load_umt5
 from tavr_jax.encoders.weights_wav2vec2 import published_wav2vec2
 from tavr_jax.evaluation.generate import num_frames
@@ -26,6 +30,20 @@ from tavr_jax.evaluation.generate import num_frames
 def load(config: ConfigDict) -> Readers:
     """Both. InputError: a network is not there, or is another one."""
     return Readers(load_speech(config), load_text(config))
+
+
+def make_encoder(config: ConfigDict) -> Encoder | None:
+    """What encodes clips while training; None where nothing has to be.
+
+    InputError: no dataset, networks whose rows the model does not read.
+    """
+    stored = all(records.is_encoded(Path(path)) for path in paths(config))
+    if stored or config.stage == "codec":  # which reads pictures alone
+        return None
+    heard, codec = load(config), build.codec(config)
+    features.check(heard, config)
+    made = encode.make_encoder(codec, fingerprint(codec), heard, config)
+    return Encoder(made, encode.null_text(heard))
 
 
 def load_speech(config: ConfigDict) -> SpeechReader:

@@ -23,9 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import features, loader, records
-from data_pipelines.prepare import encode
-from data_pipelines.sources import Encoder, Source, paths
+from data_pipelines import loader
+from data_pipelines.sources import Encoder, Source
 from launch import build, cli, readers
 from launch.checkpoints import is_published
 from launch.weights_source import resolve
@@ -96,7 +95,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     rows = config.data.batch_size
     split = sharding.batch(mesh, rows, group)
     shard, shards = sharding.host_share(split, rows)
-    encoder = make_encoder(config)
+    encoder = readers.make_encoder(config)
     batches = loader.make_loader(config, shard=shard, shards=shards, encoder=encoder)
 
     graph, params = nnx.split(nnx.eval_shape(partial(seeded, config)), nnx.Param)
@@ -124,20 +123,6 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     if config.stage not in PAIRED and int(state.step) >= config.train.steps:
         export(config, workdir, graph, state)
     return state
-
-
-def make_encoder(config: ConfigDict) -> Encoder | None:
-    """What encodes clips while training; None where nothing has to be.
-
-    InputError: no dataset, networks whose rows the model does not read.
-    """
-    stored = all(records.is_encoded(Path(path)) for path in paths(config))
-    if stored or config.stage == "codec":  # which reads pictures alone
-        return None
-    heard, codec = readers.load(config), build.codec(config)
-    features.check(heard, config)
-    made = encode.make_encoder(codec, fingerprint(codec), heard, config)
-    return Encoder(made, encode.null_text(heard))
 
 
 def seeded(config: ConfigDict) -> nnx.Module:

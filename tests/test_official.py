@@ -1,6 +1,7 @@
 """The release's own command line, with networks in the published layouts: tiny ones."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,9 +124,14 @@ def settings(base: Path) -> list[str]:
     return ["--config", "configs/cross_scene.py:tiny", *fields]
 
 
-def launch(module: str, *arguments: object) -> subprocess.CompletedProcess:
+def launch(
+    module: str, *arguments: object, devices: int = 1
+) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment
+    )
 
 
 def run(base: Path, *arguments: object) -> subprocess.CompletedProcess:
@@ -153,7 +159,7 @@ def test_sample_folders_become_videos_with_their_own_sound(base, people, tmp_pat
     ]
 
 
-def test_converted_weights_bring_their_config_and_make_the_same_video(
+def test_converted_or_split_over_devices_the_weights_make_the_same_video(
     base, people, tmp_path
 ):
     done = launch(
@@ -163,14 +169,21 @@ def test_converted_weights_bring_their_config_and_make_the_same_video(
     assert done.returncode == 0, done.stderr
     wanted = ["--sample-dir", people / "ann", "--sample-steps", 1, "--output-dir"]
     one = run(base, *wanted, tmp_path / "published")
-    other = launch("generate", "--checkpoint", tmp_path / "ours", *wanted, tmp_path)
-    assert one.returncode == other.returncode == 0, one.stderr + other.stderr
-    video = "ann/generated_target.mp4"
-    frames = [
-        media.read_frames(folder / video, 25)
-        for folder in (tmp_path / "published", tmp_path)
-    ]
-    np.testing.assert_array_equal(*frames)
+    ours = ["--checkpoint", tmp_path / "ours", *wanted]
+    other = launch("generate", *ours, tmp_path)
+    split = launch(
+        "generate", *ours, tmp_path / "split", "--config.parallel.fsdp=8",
+        "--config.parallel.data=1", devices=8,
+    )  # fmt: skip
+    for done in (one, other, split):
+        assert done.returncode == 0, done.stdout + done.stderr
+    published, converted, sharded = (
+        media.read_frames(folder / "ann/generated_target.mp4", 25).astype(int)
+        for folder in (tmp_path / "published", tmp_path, tmp_path / "split")
+    )
+    np.testing.assert_array_equal(published, converted)
+    # other sums in another order, and h264 on top
+    assert np.abs(published - sharded).mean() < 0.5 < published.std()
 
 
 def test_one_bad_sample_does_not_stop_the_others(base, people, tmp_path):

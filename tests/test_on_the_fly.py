@@ -17,7 +17,7 @@ from data_pipelines import inspect, loader, records
 from data_pipelines.prepare import dataset
 from data_pipelines.prepare.pipeline import Runner
 from data_pipelines.sources import Source
-from launch import build, readers, train
+from launch import build, readers
 from tavr_jax.errors import InputError
 
 STAGES = (same_scene, cross_scene, codec, face, lipsync)
@@ -81,7 +81,7 @@ def encoded(source, clips_only, tmp_path_factory):
 def opened(module, path, **fields):
     config = config_for(module, path)
     config.data.update(fields)
-    encoder = train.make_encoder(config)
+    encoder = readers.make_encoder(config)
     return loader.make_loader(config, shard=0, shards=1, encoder=encoder)
 
 
@@ -141,14 +141,14 @@ def test_batches_and_resume_are_those_of_the_encoded_dataset(
         configs = [config_for(module, path) for path in (clips_only, encoded)]
         kind = configs[0].data.pairs
         one, two = (
-            loader.sample(c, "train", 0, kind, train.make_encoder(c)) for c in configs
+            loader.sample(c, "train", 0, kind, readers.make_encoder(c)) for c in configs
         )
         same(one, two)
 
 
 def test_a_clip_is_encoded_once_while_it_is_kept(clips_only, monkeypatch):
     config, calls = config_for(same_scene, clips_only), []
-    encoder = train.make_encoder(config)
+    encoder = readers.make_encoder(config)
 
     def counted(clip):
         calls.append(clip["clip_id"])
@@ -165,14 +165,14 @@ def test_a_clip_is_encoded_once_while_it_is_kept(clips_only, monkeypatch):
 
 
 def test_an_encoder_is_made_only_where_it_is_used(clips_only, encoded):
-    assert train.make_encoder(config_for(same_scene, encoded)) is None
-    assert train.make_encoder(config_for(codec, clips_only)) is None
+    assert readers.make_encoder(config_for(same_scene, encoded)) is None
+    assert readers.make_encoder(config_for(codec, clips_only)) is None
     config = config_for(same_scene, encoded)
-    other = train.make_encoder(config_for(same_scene, clips_only))
+    other = readers.make_encoder(config_for(same_scene, clips_only))
     assert Source(config, "train", encoder=other).encoder is None
     config.data.path = f"{encoded}:1,{clips_only}:1"
     mixed = loader.make_loader(
-        config, shard=0, shards=1, encoder=train.make_encoder(config)
+        config, shard=0, shards=1, encoder=readers.make_encoder(config)
     )
     assert {int(c) // 3 for _ in range(4) for c in next(mixed).clip} == {0, 1}
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_encoded_is_said_before_training(clips_only):
     config = config_for(same_scene, clips_only)
     config.model.audio_dim = 96
     with pytest.raises(InputError, match=r"model\.audio_dim=96, but networks\.speech"):
-        train.make_encoder(config)
+        readers.make_encoder(config)
 
 
 def test_inspect_shows_a_dataset_of_clips_alone(clips_only, encoded):
