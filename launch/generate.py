@@ -16,6 +16,7 @@ The video is as long as the speech, whatever its length, and says in its metadat
 it is synthetic. A run that was killed goes on at the chunk it was in.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -84,6 +85,11 @@ class _Studio:
         self.tags = checkpoints.provenance(
             self.checkpoint, codec, self.settings, self.seed
         )
+        # all that a chunk depends on, besides what is asked for
+        self.facts = self.tags | {
+            name: json.dumps(config[name].to_dict())
+            for name in ("model", "chunks", "sampler")
+        }
 
     def make(
         self,
@@ -97,7 +103,7 @@ class _Studio:
         request = inputs.request(self.codec, material, captions, null, config)
         kept = Unfinished(
             sample.output.with_name(f".{sample.output.name}.unfinished"),
-            self.tags | {"request": digest(request), "frames": str(plan.frames)},
+            self.facts | {"request": digest(request), "frames": str(plan.frames)},
         )
         written, fps = material.driving.written, config.speech.fps
         print(_plan_line(config.name, material, self.settings, self.seed, len(kept)))

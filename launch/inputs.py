@@ -62,6 +62,9 @@ def read(
     wave = media.read_audio(sample.audio, config.speech.sample_rate)
     driving = speech.driving(wave)
     plan = _plan(sample.audio, driving.frames, len(wave), config)
+    # The release's track goes on with as much silence; no chunk hears most of it.
+    end = chunks.FRAMES_PER_LATENT * (plan.spans[-1].read + plan.size - 1) + 1
+    driving = driving._replace(rows=driving.rows[:end].copy())
     if sample.empty_scene:
         picture = still.read_picture(sample.target)
         bucket = conditions.bucket_of(*picture.shape[:2], config.prepare)
