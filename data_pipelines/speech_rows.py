@@ -174,24 +174,3 @@ def paired(steps: Float[ndarray, "steps D"]) -> Float[ndarray, "rows U"]:
     """Equation (1): 50 steps a second become 25 rows, twice as wide."""
     rows = len(steps) // 2
     return steps[: 2 * rows].reshape(rows, 2 * steps.shape[1])
-
-
-def stretched(
-    steps: Float[ndarray, "*B steps D"], count: int, *, corners: bool
-) -> Float[ndarray, "*B count D"]:
-    """Steps read at `count` times by straight lines, for models with a row a frame.
-
-    The network gives 49.8 steps a second, not 50, so a fixed ratio drifts. `corners`
-    puts the first and last row on the first and last step; without, the ends of both
-    agree, each step and row in the middle of its share. TAVR pairs instead, (1).
-    """
-    size = steps.shape[-2]
-    if corners:
-        place = np.linspace(0, size - 1, count)
-    else:
-        place = (np.arange(count) + 0.5) * size / count - 0.5
-    place = np.clip(place, 0, size - 1)
-    left = np.floor(place).astype(int)
-    right = np.minimum(left + 1, size - 1)
-    part = (place - left)[:, None].astype(steps.dtype)
-    return steps[..., left, :] * (1 - part) + steps[..., right, :] * part

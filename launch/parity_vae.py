@@ -6,13 +6,13 @@ the same is tested in tests/test_vae.py.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from numpy import ndarray
 
 from configs.base import get_config
@@ -118,7 +118,7 @@ def _decoded(oracle: Oracle, codec: Codec) -> Candidates:
 
     def sizes() -> ndarray:
         stream = vae_stream.decode_stream(codec, [latents], step=1, dtype=jnp.float32)
-        pieces = vae_stream.joined(stream, HANDED_ON)
+        pieces = joined(stream, HANDED_ON)
         return np.array([piece.shape[1] for piece in pieces])
 
     def pixels() -> ndarray:
@@ -186,3 +186,18 @@ def _released_pixels(
     size = frames.shape[1:3]
     seen = np.stack([reference.unsigned(reference.fit(f, size)) for f in frames])
     return reference.for_codec(seen).astype(np.float32)[None]
+
+
+def joined(
+    blocks: Iterable[Float[Array | ndarray, "B _ Y X 3"]], at_least: int
+) -> Iterator[Float[ndarray, "B F Y X 3"]]:
+    """Blocks put together until they hold that many frames, as the release hands them
+    on (TAVR_SPEC 13); the last piece has what is left."""
+    held: list[ndarray] = []
+    for block in blocks:
+        held.append(np.asarray(block))
+        if sum(part.shape[1] for part in held) >= at_least:
+            yield np.concatenate(held, axis=1)
+            held = []
+    if held:
+        yield np.concatenate(held, axis=1)

@@ -15,8 +15,8 @@ from data_pipelines.speech_rows import (
     reference_track,
     reference_window,
     require_released,
-    stretched,
 )
+from launch.parity_speech import stretched
 from tavr_jax.errors import InputError
 
 CONFIG = SpeechRowsConfig(states=(0, 2, 5))

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from configs.base import get_config
 from configs.models import apply
+from launch import parity_vae
 from launch.parity import compare
 from launch.parity_oracle import Oracle
 from launch.parity_vae import replay_vae, replay_wan_vae
-from tavr_jax.encoders import vae_stream
 from tavr_jax.encoders.vae import Codec, CodecConfig, encode_reference
 from tavr_jax.encoders.vae_blocks import ChannelNorm
 from tavr_jax.encoders.vae_stream import (
@@ -143,7 +143,7 @@ def test_an_empty_stream_yields_nothing(codec):
 
 def test_pieces_are_handed_on_when_they_are_long_enough():
     blocks = [np.zeros((1, n, 1, 1, 3)) for n in (1, 4, 4, 4, 4, 4)]
-    assert [p.shape[1] for p in vae_stream.joined(blocks, 8)] == [9, 8, 4]
+    assert [p.shape[1] for p in parity_vae.joined(blocks, 8)] == [9, 8, 4]
 
 
 @pytest.mark.slow

@@ -90,21 +90,6 @@ def encode_reference_stream(
             yield kept
 
 
-def joined(
-    blocks: Iterable[Float[Array | ndarray, "B _ Y X 3"]], at_least: int
-) -> Iterator[Float[ndarray, "B F Y X 3"]]:
-    """Blocks put together until they hold that many frames, as the release hands them
-    on (TAVR_SPEC 13); the last piece has what is left."""
-    held: list[ndarray] = []
-    for block in blocks:
-        held.append(np.asarray(block))
-        if sum(part.shape[1] for part in held) >= at_least:
-            yield np.concatenate(held, axis=1)
-            held = []
-    if held:
-        yield np.concatenate(held, axis=1)
-
-
 def _pieces(
     blocks: Iterable[ndarray], first: int, later: int
 ) -> Iterator[tuple[ndarray, int]]:
