@@ -49,6 +49,7 @@ setup(
             "onnxruntime",
             "safetensors",  # the package, against our own reader and writer
             "pytest",
+            "pyyaml",  # manifests, read back
             "pytest-xdist",  # one worker a core: half the wall time
             "beartype",
             "ruff",

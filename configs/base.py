@@ -12,9 +12,11 @@ def get_config() -> ConfigDict:
     """The full-size configuration every other config starts from."""
     c = ConfigDict()
     c.name = "base"  # goes into checkpoints, reports and video metadata
-    c.stage = "same_scene"  # which step: see launch/build.py STEPS
+    c.stage = "same_scene"  # which step: see launch/stages.py
     c.seed = 42  # official sampling seed; also seeds data order and training noise
-    c.init_from = ""  # checkpoint folder or safetensors to start from; "" = scratch
+    # What to start from: a workdir or its checkpoint, or published weights of TAVR or
+    # of Wan 2.1 text-to-video, by path or by name on the hub; "" = scratch.
+    c.init_from = ""
     c.model = model()
     c.chunks = chunks()
     c.codec = codec()
@@ -31,7 +33,9 @@ def get_config() -> ConfigDict:
     c.output = output()
     c.policy = policy()
     c.optimizer = optimizer()
+    c.lora = lora()
     c.train = train()
+    c.optimizer.schedule_steps = c.train.get_ref("steps")  # as long as the run
     c.parallel = parallel()
     c.evaluation = evaluation()
     return c
@@ -233,7 +237,7 @@ def data() -> ConfigDict:
     c.pairs = "same_scene"  # (ours)
     c.curriculum = 0  # samples over which pairs go from the first kind to all (ours)
     c.per_person = 0  # most targets of one person in an epoch; 0 = no limit (ours)
-    c.reference_latents = (0, 0)  # shortest, longest drawn; 0 = model's R (paper: 3-12)
+    c.reference_latents = (3, 12)  # shortest, longest drawn (paper); 0 = model's R
     c.continuation = 0.5  # share of samples that continue a previous chunk (ours)
     c.frames = 9  # 1 + 4k frames of a sample of the codec stage
     c.workers = 0  # Grain worker processes; 0 = threads only
@@ -248,9 +252,16 @@ def flow() -> ConfigDict:
     c = ConfigDict()
     c.shift = 5.0  # official: s*u/(1+(s-1)u)
     c.num_train_timesteps = 1000
+    c.density = "uniform"  # of u before the shift: uniform | logit_normal
+    c.density_mean = 0.0  # of logit_normal: above 0, more noise
+    c.density_std = 1.0
+    c.face_weight = 1.0  # of an error in the face box; outside of it 1
+    c.lips_weight = 1.0  # of one in its lower half, where the mouth is
+    c.motion_noise = 0.1  # largest noise level put on motion latents, against drift
     c.drop_audio = 0.1  # share of samples that see the learned nulls instead
     c.drop_text = 0.1  # share that see the empty caption
     c.drop_reference = 0.05  # share without any valid reference token
+    c.drop_still = 0.0  # share without any valid ref-row token
     return c
 
 
@@ -279,35 +290,65 @@ def output() -> ConfigDict:
 def policy() -> ConfigDict:
     """Stage 3, policy gradient (ours: TAVR does not publish its algorithm)."""
     c = ConfigDict()
+    c.algorithm = "grpo"  # grpo (rl/grpo.py) | nft (rl/nft.py)
     c.group_size = 8  # G rollouts of one sample, one initial noise
     c.steps = 16  # S of a rollout
     c.shift = 5.0
+    c.audio_scale = 1.0  # guidance inside rollouts; 1 = conditional only
+    c.text_scale = 1.0  # the same for the caption
+    c.updates = 2  # gradient steps on the same rollouts
+    c.kl_weight = 0.004  # pull to the policy it started from; 0 = none
+    c.advantage_clip = 5.0  # limit of advantages, in standard deviations
+    # grpo
     c.sde = "flow"  # stochastic step: flow | dance | cps
     c.eta = 0.7  # noise scale of the stochastic step
     c.stochastic_steps = 1  # steps with noise and gradient; the rest is the ODE
     c.window = 0.4  # they are drawn from this first share of the steps
-    c.audio_scale = 1.0  # guidance inside rollouts; 1 = conditional only
-    c.text_scale = 1.0  # the same for the caption
-    c.updates = 2  # gradient steps on the same rollouts; the first has ratio 1
     c.clip_range = 1e-3  # ratios beyond 1 +- this push no further
-    c.kl_weight = 0.004  # pull to the policy it started from; 0 = none
-    c.advantage_clip = 5.0  # limit of advantages, in standard deviations
+    c.ratio_norm = True  # ratios without the bias and scale of their noise level
+    # nft
+    c.nft_beta = 1.0  # how far the good and the bad policy lie from the old one
+    # rewards; those of weight 0 are still measured
     c.reward_latents = 3  # latents decoded for rewards
     c.identity_weight = 1.0  # of the face reward
     c.lipsync_weight = 0.2  # of the lip-sync reward
+    c.sharpness_weight = 0.0  # of the detail of the face
+    c.motion_weight = 0.1  # of how much the face moves
+    # guard against reward hacking
+    c.guard_window = 20  # steps over which it averages
+    # Stop when motion or lip-sync fell by this share while identity rose; 0 = never.
+    c.guard_fall = 0.3
     return c
 
 
 def optimizer() -> ConfigDict:
     """AdamW (ours)."""
     c = ConfigDict()
-    c.learning_rate = 1e-5  # after the warm-up; constant
+    # What is trained: all | new (what TAVR adds to Wan) | attention | lora, or regular
+    # expressions of parameter names, comma-separated. The rest is frozen.
+    c.trainable = "all"
+    c.learning_rate = 1e-5  # after the warm-up
     c.warmup_steps = 500  # the rate grows linearly over them
+    c.schedule = "constant"  # after the warm-up: constant | linear | cosine
+    c.schedule_steps = 10000  # end of linear and cosine; follows train.steps
+    c.final_rate = 0.1  # what they end at, as a share of learning_rate
     c.weight_decay = 0.01  # of kernels; nothing else decays
     c.b1 = 0.9  # decay of the first moment
     c.b2 = 0.95  # decay of the second moment
     c.clip_norm = 1.0  # of the global gradient
+    c.accumulate = 1  # parts a batch is cut into; their gradients are averaged
     c.ema_decay = 0.999  # of the weights that sampling uses; 0 = none
+    c.ema_ramp = 0.0  # the decay grows by this a step up to ema_decay; 0 = at once
+    return c
+
+
+def lora() -> ConfigDict:
+    """Low-rank additions, where optimizer.trainable is lora (ours)."""
+    c = ConfigDict()
+    c.rank = 64  # columns of A, rows of B
+    c.alpha = 64.0  # the addition is alpha / rank x A B
+    # regular expression of the layers that have one
+    c.layers = r"blocks/(self_attn|cross_attn|audio_attn|ffn)/(q|k|v|o|up|down)"
     return c
 
 
@@ -317,8 +358,11 @@ def train() -> ConfigDict:
     c.steps = 10000  # of the whole run
     c.log_every = 10  # steps between two lines of metrics
     c.sample_every = 1000  # pictures, video and sound to TensorBoard; 0 = never
+    c.evaluate_every = 500  # loss or reward of held-out pairs; 0 = never
+    c.evaluate_batches = 4  # of data.batch_size pairs each, always the same ones
     c.checkpoint_every = 500  # steps between two checkpoints; the last is always one
     c.keep = 3  # newest checkpoints kept
+    c.keep_every = 0  # checkpoints of multiples of this step stay for good; 0 = none
     c.max_skipped = 20  # stop after so many updates in a row that were not finite
     return c
 
@@ -338,5 +382,6 @@ def evaluation() -> ConfigDict:
     c = ConfigDict()
     c.pairs = 158  # cross-scene pairs scored
     c.frames = 0  # longest video made of a pair; 0 = as long as its clip
-    c.face = "mini"  # face network that scores; best another than networks.face
+    # Face network that scores; "mini" is another one than that of networks.face.
+    c.face = "mini"
     return c

@@ -1,7 +1,15 @@
 """Stage 2: the reference shows the same person in another scene (our recipe).
 
     python -m launch.train --config configs/cross_scene.py:mini \\
-        --workdir W/cross_scene --config.init_from=W/same_scene
+        --workdir W/cross_scene --config.data.path=DATASET \\
+        --config.init_from=W/same_scene
+
+Needs people with two scenes each. Its loss starts below that of stage 1 and ends about
+where that one does: what it learns, not to copy the scene, is seen in the samples.
+
+:mini, 2 CPU cores: 300 steps in 2 min, loss 0.87 -> 0.51 (measured, f3895e4; means of
+the first and last tenth).
+:tavr_14b and :tavr_1p3b: hardware and time of stage 1 (estimate), loss unknown.
 """
 
 from ml_collections import ConfigDict

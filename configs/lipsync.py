@@ -1,7 +1,13 @@
 """The mini lip-sync network: which speech goes with these lips (ours).
 
-python -m launch.train --config configs/lipsync.py:mini --workdir W/lipsync \\
-        --config.data.path=DATASET
+    python -m launch.train --config configs/lipsync.py:mini --workdir W/lipsync \\
+        --config.data.path=DATASET --config.train.steps=1000
+
+Ends with W/lipsync/lipsync.safetensors; this is the command of the shipped network, on
+the dataset of configs/face.py.
+
+:mini, 2 CPU cores: 1000 steps in 5 min, loss 4.35 -> 3.7, the right window among 72 in
+4 % (chance 1.4 %; measured). That is weak: it finds no offset even in real video.
 """
 
 from ml_collections import ConfigDict

@@ -43,12 +43,17 @@ def _mini(c: ConfigDict) -> None:
     p.clip_frames, p.min_frames = 81, 33
     p.released_colours = False  # drawn people are written as BT.709, and say so
     c.data.batch_size = 4
+    c.data.reference_latents = (0, 0)
     c.sampler.steps, c.sampler.text_scale, c.sampler.audio_scale = 8, 1.0, 1.5
     c.policy.group_size, c.policy.steps = 4, 6
+    c.policy.lipsync_weight = 0.0  # the mini lip-sync network prefers noise
+    c.policy.guard_window = 10
+    c.lora.rank, c.lora.alpha = 8, 8.0
     c.optimizer.warmup_steps, c.optimizer.learning_rate = 20, 1e-3
     c.optimizer.ema_decay = 0.98
     c.train.steps, c.train.log_every = 300, 10
     c.train.sample_every, c.train.checkpoint_every = 150, 100
+    c.train.evaluate_every, c.train.evaluate_batches = 50, 2
     c.parallel.fsdp, c.parallel.data = 1, -1
     c.evaluation.pairs = 4
 
@@ -76,6 +81,8 @@ def _tiny(c: ConfigDict) -> None:
     c.policy.reward_latents = 2
     c.train.steps, c.train.log_every = 2, 1
     c.train.sample_every, c.train.checkpoint_every = 0, 1
+    c.train.evaluate_every = 0
+    c.lora.rank, c.lora.alpha = 2, 2.0
     c.optimizer.warmup_steps = 1
     c.evaluation.pairs = 1
 

@@ -1,9 +1,18 @@
 """Stage 1: learn to speak from same-scene windows of one clip (our recipe).
 
-    python -m launch.train --config configs/same_scene.py:mini --workdir W/same_scene
+    python -m launch.train --config configs/same_scene.py:mini \\
+        --workdir W/same_scene --config.data.path=DATASET
 
-Reference, still, speech and target all come from the same clip, in windows that do
-not overlap where the clip is long enough.
+Reference, still, speech and target all come from the same clip, in windows that do not
+overlap where the clip is long enough.
+
+:mini, 2 CPU cores: 300 steps in 3 min, loss 2.26 -> 0.56 (measured, f3895e4; means of
+the first and last tenth). It copies the reference, scene included.
+:tavr_14b, 64 chips of TPU v5p (parameters, averages and moments: 302 GB): 37 s a step,
+4.3 days (estimate: FLOPs at 40 % of the peak). --config.init_from=HeyGenAI/TAVR or
+Wan-AI/Wan2.1-T2V-14B; loss unknown.
+:tavr_1p3b, 8 GPUs of 80 GB with --config.optimizer.accumulate=8: 23 s a step, 2.7 days
+(estimate, the same way).
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,9 @@
 
 The stream of a run is one endless sequence of positions. Each belongs to a part (one
 dataset of data.path and one kind of data.pairs; mixing.py), and a part gives its clips
-epoch after epoch, each epoch a new permutation. Host s of n reads positions s, s + n,
-s + 2n, ...: a global batch is the next `batch_size` positions whatever n is, and every
+epoch after epoch, each epoch a new permutation. A global batch is the next `batch_size`
+positions, in order, and each host reads the rows of it that its devices hold: the
+batch, and what the step draws for each of its rows, are the same for any hosts. Every
 clip of a part comes once in an epoch of it, over all hosts together.
 
 What is drawn for a clip (its partner, its windows) is a function of seed, part, epoch
@@ -47,26 +48,22 @@ class _Opened(NamedTuple):
 
 
 def make_loader(
-    config: ConfigDict, *, shard: int, shards: int, encoder: Encoder | None = None
+    config: ConfigDict, *, rows: np.ndarray, encoder: Encoder | None = None
 ):
     """This host's endless iterator of batches of numpy arrays (see tavr_jax/types.py).
 
-    Yields Batch for the stages same_scene, cross_scene and policy, Frames for codec,
-    Faces for face, Sync for lipsync, each with batch_size / shards samples. The
+    Yields Frames for stage codec, Faces for face, Sync for lipsync and Batch for all
+    others, each with this host's `rows` of a global batch (`sharding.host_rows`). The
     iterator is Grain's: `get_state` and `set_state` continue it exactly.
     `encoder` makes the records of datasets that are not encoded, in this process.
-    InputError: no usable data, a batch that the hosts cannot share, records that do
-    not fit the model, clips to encode but no encoder, or none that workers can use.
+    InputError: no usable data, records that do not fit the model, clips to encode but
+    no encoder, or none that workers can use.
     """
-    batch_size = config.data.batch_size
-    if batch_size < 1 or batch_size % shards:
-        raise InputError(
-            f"data.batch_size={batch_size}: cannot be shared by {shards} hosts; choose "
-            "a multiple"
-        )
+    if config.data.batch_size < 1:
+        raise InputError(f"data.batch_size={config.data.batch_size}: expected above 0")
     stream = grain.MapDataset.range(1).repeat(None)
-    stream = stream.map_with_index(_Draw(*_parts(config, encoder), config.seed))
-    stream = stream[shard::shards].batch(batch_size // shards, drop_remainder=True)
+    stream = stream.map_with_index(_Draw(*_parts(config, encoder), config, rows))
+    stream = stream.batch(len(rows), drop_remainder=True)
     reading = grain.ReadOptions(
         num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch
     )
@@ -77,39 +74,48 @@ def make_loader(
     return iter(stream)
 
 
-def sample(
-    config: ConfigDict,
-    split: str,
-    index: int,
-    pairs: str,
-    encoder: Encoder | None = None,
-) -> Batch:
-    """One first chunk with its reference, B = 1, always the same for the same index.
+def sampler(
+    config: ConfigDict, split: str, pairs: str, encoder: Encoder | None = None
+) -> Callable[[int], Batch]:
+    """A function of an index: a first chunk with its reference, B = 1, always the same.
 
     `pairs` as data.pairs, of which the heaviest kind is taken; of the first dataset.
-    Indices beyond the usable clips wrap around.
+    Indices beyond the usable clips wrap around. InputError as of `make_loader`.
     """
     kinds = weighted(pairs, "data.pairs")
     opened = _Opened(Source(config, split, encoder=encoder), 0, 0)
     kind = max(kinds, key=kinds.__getitem__)
     examples = _pair_examples(opened, config, kind, continuation=0.0)
-    clip = examples.slots[index % len(examples.slots)].row(0)
-    generator = np.random.default_rng([config.seed, 0, 0, clip])
-    batch = examples.example(generator, clip)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
+
+    def one(index: int) -> Batch:
+        clip = examples.slots[index % len(examples.slots)].row(0)
+        generator = np.random.default_rng([config.seed, 0, 0, clip])
+        batch = examples.example(generator, clip)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
+
+    return one
 
 
 class _Draw:
-    """Position in the stream -> example; the only source of chance."""
+    """Place in this host's stream -> example; the only source of chance."""
 
-    def __init__(self, parts: list[Examples], mixture: Mixture, seed: int):
-        self._parts, self._mixture, self._seed = parts, mixture, seed
+    def __init__(
+        self,
+        parts: list[Examples],
+        mixture: Mixture,
+        config: ConfigDict,
+        rows: np.ndarray,
+    ):
+        self._parts, self._mixture, seed = parts, mixture, config.seed
+        self._seed, self._rows, self._batch_size = seed, rows, config.data.batch_size
         self._orders = [
             grain.MapDataset.range(len(part.slots)).seed(seed + n).shuffle().repeat()
             for n, part in enumerate(parts)
         ]
 
-    def __call__(self, position: int, _: Any) -> Any:
+    def __call__(self, place: int, _: Any) -> Any:
+        batch, row = divmod(place, len(self._rows))
+        position = batch * self._batch_size + int(self._rows[row])
         number, item = self._mixture.locate(position)
         part = self._parts[number]
         epoch = item // len(part.slots)
@@ -268,7 +274,7 @@ def _check_buckets(
     for row in source.rows:
         goes_on = continuation > 0 and transforms.video_latents(row) > length.chunk
         still = max(still, rows * columns if goes_on else row.still_tokens)
-        sums = np.convolve(row.face_tokens, np.ones(length.longest, int))
+        sums = np.convolve(row.face_tokens, np.ones(length.reference, int))
         reference = max(reference, int(sums.max()))
     room = {
         "model.still_bucket": (config.model.still_bucket, still),

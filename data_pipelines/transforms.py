@@ -30,33 +30,28 @@ Record = Mapping[str, Any]
 
 
 class Lengths(NamedTuple):
-    """Latents of a chunk (T), of a reference (room for R) and of motion (P)."""
+    """Latents of a chunk (T), of a reference (R) and of motion (P)."""
 
     chunk: int
-    reference: int
+    reference: int  # the longest that is drawn: room for R
     motion: int
-    shortest: int  # reference latents drawn, both ends included
-    longest: int
+    shortest: int  # reference that is drawn
 
 
 def lengths(config: ConfigDict) -> Lengths:
-    """The lengths of a config.
-
-    InputError: references that do not fit the model's room for them.
-    """
-    room = config.model.num_videoref_latents
-    shortest, longest = (drawn or room for drawn in config.data.reference_latents)
-    if not 1 <= shortest <= longest <= room:
+    """The lengths of a config. InputError: references of no length."""
+    usual = config.model.num_videoref_latents
+    shortest, longest = (drawn or usual for drawn in config.data.reference_latents)
+    if not 1 <= shortest <= longest:
         raise InputError(
             f"data.reference_latents={tuple(config.data.reference_latents)}: give the "
-            f"shortest and the longest, 1 to model.num_videoref_latents={room} (0 = it)"
+            "shortest and the longest, from 1 on (0 = model.num_videoref_latents)"
         )
     return Lengths(
         config.model.num_video_latents,
-        room,
+        longest,
         config.chunks.motion_latents,
         shortest,
-        longest,
     )
 
 
@@ -88,7 +83,7 @@ def draw_window(
     With the offset of a chunk of the same clip in `avoid`: where they share no frame
     with the chunk if the clip is long enough, else anywhere.
     """
-    longest = min(length.longest, reference_latents(row))
+    longest = min(length.reference, reference_latents(row))
     count = int(generator.integers(length.shortest, longest + 1))
     starts = np.arange(reference_latents(row) - count + 1)
     if avoid is not None:

@@ -48,7 +48,7 @@ DATASET = flags.DEFINE_string("dataset", None, "Dataset of launch.prepare_data."
 SOURCE = flags.DEFINE_string("source", None, "Folder of videos, or a manifest.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Times that everything is measured.")
 BATCHES = flags.DEFINE_integer("batches", 50, "Batches read in a round.")
-PROCESSES = flags.DEFINE_integer("processes", 0, "Of the scaling; 0 = one a core.")
+SCANS = flags.DEFINE_integer("scans", 0, "At once, of scaling; 0 = one a core.")
 CONFIG = cli.config_flag("configs/cross_scene.py:mini")
 
 
@@ -123,7 +123,7 @@ def footage(source: Path, config: ConfigDict) -> Iterator[Ratio]:
 
 
 def _scaling(paths: list[Path], settings: clips.ClipSettings) -> Ratio:
-    processes = PROCESSES.value or os.cpu_count() or 1
+    processes = SCANS.value or os.cpu_count() or 1
     # Longest first and each twice, so that the end, when one process waits for the
     # other, is short: what is measured is the scan, not the size of the sample.
     paths = sorted(paths * 2, key=lambda path: -path.stat().st_size)
@@ -215,7 +215,7 @@ def dataset(config: ConfigDict) -> Iterator[str]:
 
 
 def _first(config: ConfigDict):
-    stream = loader.make_loader(config, shard=0, shards=1)
+    stream = loader.make_loader(config, rows=np.arange(config.data.batch_size))
     next(stream)
     return stream
 

@@ -44,15 +44,17 @@ def codec(config: ConfigDict) -> Codec:
         path = resolve(source, flag="--config.networks.codec")
         if "encoder.conv_in.kernel" not in open_tensors(path):
             return load_vae(path, nnx.eval_shape(make))
-    return _filled(make, source, "codec")
+    return _filled(make, source, "codec", "networks.codec")
 
 
 def face_net(config: ConfigDict) -> FaceNet:
     """The reward's face network, named by networks.face."""
-    sizes = FaceConfig(**config.face)
-    return _filled(
-        lambda: FaceNet(sizes, rngs=nnx.Rngs(config.seed)), config.networks.face, "face"
-    )
+    return _face_net(config, config.networks.face, "face", "networks.face")
+
+
+def judging_face_net(config: ConfigDict) -> FaceNet:
+    """The face network that scores, named by evaluation.face."""
+    return _face_net(config, config.evaluation.face, "face_judge", "evaluation.face")
 
 
 def sync_net(config: ConfigDict) -> SyncNet:
@@ -62,6 +64,7 @@ def sync_net(config: ConfigDict) -> SyncNet:
         lambda: SyncNet(sizes, rngs=nnx.Rngs(config.seed)),
         config.networks.lipsync,
         "lipsync",
+        "networks.lipsync",
     )
 
 
@@ -70,11 +73,20 @@ def parameters(module: nnx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
-def _filled(make: Callable[[], Network], source: str, name: str) -> Network:
-    """The network that `make` makes, with the weights of `source`."""
+def _face_net(config: ConfigDict, source: str, asset: str, field: str) -> FaceNet:
+    sizes = FaceConfig(**config.face)
+    make = lambda: FaceNet(sizes, rngs=nnx.Rngs(config.seed))  # noqa: E731
+    return _filled(make, source, asset, field)
+
+
+def _filled(
+    make: Callable[[], Network], source: str, asset: str, field: str
+) -> Network:
+    """The network that `make` makes, with the weights of `source`, or with those of
+    `asset` in the package. `field` of the config named the source."""
     if source == UNTRAINED:
         return make()
-    path = Path(str(ASSETS / f"{name}.safetensors"))
+    path = Path(str(ASSETS / f"{asset}.safetensors"))
     if source != PACKAGED:
-        path = resolve(source, flag=f"--config.networks.{name}")
+        path = resolve(source, flag=f"--config.{field}")
     return load_network(path, nnx.eval_shape(make))

@@ -12,7 +12,8 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from configs import base, cross_scene
-from launch import build
+from launch import build, origin
+from launch.origin import is_published, workdir_of
 from launch.weights_source import resolve
 from tavr_jax.encoders.tensors import open_tensors
 from tavr_jax.encoders.weights import fingerprint
@@ -21,11 +22,10 @@ from tavr_jax.errors import InputError
 from tavr_jax.evaluation.generate import SamplerConfig
 from tavr_jax.parallel import sharding
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
-from tavr_jax.training.checkpoint import load_params, read_config
+from tavr_jax.training.checkpoint import read_config
 from tavr_jax.types import PyTree
 
 OFFICIAL = "tavr_14b"  # size of published weights without --config
-STAGES = ("same_scene", "cross_scene", "policy")
 
 
 class Checkpoint(NamedTuple):
@@ -46,12 +46,6 @@ def find(name: str) -> Path:
     return resolve(name)
 
 
-def is_published(path: Path) -> bool:
-    """Whether a checkpoint is somebody's weights, not a workdir of launch.train."""
-    ours = (path / "params").is_dir() or (_workdir(path) / "checkpoints").is_dir()
-    return path.is_file() or not ours
-
-
 def config_of(path: Path, given: ConfigDict | None, fields: dict) -> ConfigDict:
     """The config of a checkpoint: `given`, or the one of its workdir with `fields`.
 
@@ -64,10 +58,10 @@ def config_of(path: Path, given: ConfigDict | None, fields: dict) -> ConfigDict:
         official = is_published(path)
         config = cross_scene.get_config(OFFICIAL) if official else stored_config(path)
         config.update_from_flattened_dict(fields)
-    if config.stage not in STAGES:
+    if config.stage in origin.ALONE:
         raise InputError(
             f"--checkpoint {path}: trained in stage {config.stage}, which has no "
-            f"transformer; give one of {', '.join(STAGES)}"
+            "transformer; give a run of another stage"
         )
     return config
 
@@ -81,15 +75,16 @@ def flag_config() -> tuple[ConfigDict | None, dict]:
 def load(path: Path, config: ConfigDict) -> Checkpoint:
     """Weights of a workdir, of one of its steps, or of published files.
 
-    They go straight to where config.parallel wants them, tensor by tensor. Published
-    ones keep the dtypes of their file. InputError names the tensor that is missing,
-    unknown or of another shape.
+    They go straight to where config.parallel wants them, tensor by tensor, in the
+    dtypes they are stored in. A run that trained a part of the network, or low-rank
+    additions, gives the whole plain network: the rest is read from what it started
+    from. InputError names the tensor that is missing, unknown or of another shape, or
+    a start that is missing or has changed.
     """
     mesh = make_mesh(MeshConfig(**config.parallel))
     graph, shapes = nnx.split(build.abstract_transformer(config), nnx.Param)
-    shapes = sharding.abstract(mesh, shapes)
     if is_published(path):
-        model = nnx.merge(graph, shapes)
+        model = nnx.merge(graph, sharding.abstract(mesh, shapes))
         size = open_tensors(path).nbytes()
         with tqdm(
             total=size, desc="loading", unit="B", unit_scale=True, delay=1
@@ -97,7 +92,7 @@ def load(path: Path, config: ConfigDict) -> Checkpoint:
             model = load_transformer(path, model, dtype="file", progress=bar.update)
         weights = nnx.state(model, nnx.Param)
     else:
-        weights = load_params(path, shapes, stored_dtypes=True)
+        weights = origin.load(path, config, mesh, moved=config.init_from).params
     mark = fingerprint(nnx.merge(graph, weights))
     return Checkpoint(str(path), config, graph, weights, mark)
 
@@ -128,7 +123,7 @@ def provenance(
 def stored_config(path: Path) -> ConfigDict:
     """Of a workdir; fields that are younger than it have their value of today."""
     config = base.get_config().lock()
-    stored = read_config(_workdir(path))
+    stored = read_config(workdir_of(path))
     try:
         config.update(stored)
     except (AttributeError, KeyError, TypeError) as error:
@@ -138,9 +133,3 @@ def stored_config(path: Path) -> ConfigDict:
             "add the --config FILE it was trained with"
         ) from error
     return config.unlock()
-
-
-def _workdir(path: Path) -> Path:
-    """Of a workdir or of its checkpoints/<step>."""
-    inside = path.name.isdecimal() and path.parent.name == "checkpoints"
-    return path.parents[1] if inside else path

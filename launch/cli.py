@@ -33,6 +33,11 @@ def positional(name: str, index: int = 0) -> str:
     return _positionals[index]
 
 
+def positionals(name: str) -> list[str]:
+    """All arguments beside flags; InputError when none was given."""
+    return [positional(name), *_positionals[1:]]
+
+
 def enable_compilation_cache() -> None:
     """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or else in the
     user's cache folder: the second run of a command starts in seconds."""
@@ -74,6 +79,8 @@ def _parse(argv: list[str], positional: int) -> None:
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow positional arguments
     try:
         rest = flags.FLAGS([argv[0], *map(_underscored, argv[1:])])[1:]
+    except OSError as error:  # with fields to override, the file is read here already
+        raise _no_config(argv) from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(_flag_error(error)) from error
     _check_config(argv)
@@ -97,9 +104,13 @@ def _check_config(argv: list[str]) -> None:
     try:
         _ = flags.FLAGS["config"].value.stage
     except OSError as error:
-        given = [a for a in argv if ".py" in a and not a.startswith("--config.")]
-        name = given[-1].removeprefix("--config=") if given else "--config"
-        raise InputError(f"{name}: no such config file; see configs/") from error
+        raise _no_config(argv) from error
+
+
+def _no_config(argv: list[str]) -> InputError:
+    given = [a for a in argv if ".py" in a and not a.startswith("--config.")]
+    name = given[-1].removeprefix("--config=") if given else "--config"
+    return InputError(f"{name}: no such config file; see configs/")
 
 
 def _flag_error(error: Exception) -> str:

@@ -4,7 +4,9 @@
 
     SRC   a published file, an index of several, a folder of them, .pth/.pt/.bin,
           OWNER/NAME[:FILE] of the Hugging Face hub; or ours: a workdir of launch.train,
-          one of its checkpoints/<step> folders, an output of this command
+          one of its checkpoints/<step> folders, an output of this command. A run that
+          trained a part, or low-rank additions, is read whole: merged into the weights
+          that it started from, in their dtypes
     DST   NAME.safetensors: published names, several files and an index where they
           would exceed --shard_gb; any other name: a folder of ours, which
           launch.generate --checkpoint and init_from accept
@@ -25,10 +27,11 @@ import jax
 import numpy as np
 from absl import flags
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from launch import build, checkpoints, cli, weights_source
+from launch import build, checkpoints, cli, origin, weights_source
 from tavr_jax.encoders import published
 from tavr_jax.encoders.published import Progress
 from tavr_jax.encoders.safetensors_files import Planned
@@ -69,9 +72,10 @@ def convert(source: Path, output: Path, config: ConfigDict, shard_bytes: int) ->
     InputError names a tensor that does not fit, before anything is written.
     """
     facts = {"format": "pt", "generator": "tavr_jax", "source": source.name}
-    if not checkpoints.is_published(source):
+    if not origin.is_published(source):
         config = checkpoints.stored_config(source)
-        model = _load_ours(source, build.abstract_transformer(config))
+        config.update_from_flattened_dict(checkpoints.flag_config()[1])
+        model = _load_ours(source, config)
     else:
         tensors = open_published(source)
         model = build.abstract_transformer(config)
@@ -101,16 +105,20 @@ def convert(source: Path, output: Path, config: ConfigDict, shard_bytes: int) ->
 
 def _spread(model: nnx.Module) -> nnx.Module:
     """The abstract model with its parameters split over the devices of this process."""
-    mesh = make_mesh(MeshConfig(data=1, fsdp=-1, context=1, tensor=1))
     graph, params = nnx.split(model, nnx.Param)
-    return nnx.merge(graph, sharding.abstract(mesh, params))
+    return nnx.merge(graph, sharding.abstract(_mesh(), params))
 
 
-def _load_ours(source: Path, model: nnx.Module) -> nnx.Module:
-    """In the dtypes it is stored in."""
-    graph, params = nnx.split(_spread(model), nnx.Param)
-    loaded = checkpoint.load_params(source, params, EMA.value, stored_dtypes=True)
-    return nnx.merge(graph, loaded)
+def _mesh() -> Mesh:
+    return make_mesh(MeshConfig(data=1, fsdp=-1, context=1, tensor=1))
+
+
+def _load_ours(source: Path, config: ConfigDict) -> nnx.Module:
+    """Whole, in the dtypes it is stored in."""
+    graph, _ = nnx.split(build.abstract_transformer(config), nnx.Param)
+    moved = config.init_from
+    loaded = origin.load(source, config, _mesh(), ema=EMA.value, moved=moved)
+    return nnx.merge(graph, loaded.params)
 
 
 def _save_ours(model: nnx.Module, config: ConfigDict, folder: Path) -> Path:

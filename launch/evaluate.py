@@ -41,6 +41,7 @@ from launch.held_out import (
     ours,
     read_sample,
 )
+from launch.stages import FLOW
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import benchmark, generate, page
 
@@ -268,9 +269,9 @@ def read_curves(workdirs: Sequence[Path]) -> list[page.Plot]:
             if key.startswith("reward"):
                 label = key.removeprefix("reward_")
                 title = f"Rewards, {stage} ({workdir.name})"
-            elif key == "loss" and stage != "policy":
-                label, flow = workdir.name, stage in ("same_scene", "cross_scene")
-                title = "Flow-matching loss" if flow else f"Loss, {stage}"
+            elif key in ("loss", "held_out/loss") and stage != "policy":
+                label = workdir.name + ", held out" * (key != "loss")
+                title = "Flow-matching loss" if stage in FLOW else f"Loss, {stage}"
             else:
                 continue
             steps, values = zip(*points, strict=True) if points else ((), ())

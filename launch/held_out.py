@@ -200,9 +200,7 @@ def ours(
 
 def make_judges(config: ConfigDict) -> tuple[benchmark.Judges, dict[str, str]]:
     """The scoring networks, and what they are."""
-    scoring = config.copy_and_resolve_references()
-    scoring.networks.face = config.evaluation.face
-    face, sync = build.face_net(scoring), build.sync_net(config)
+    face, sync = build.judging_face_net(config), build.sync_net(config)
     face_graph, face_weights = nnx.split(face)
     sync_graph, sync_weights = nnx.split(sync)
 

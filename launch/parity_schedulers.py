@@ -11,13 +11,15 @@ import numpy as np
 from launch.parity_oracle import EXACT, FORWARD, Check, Oracle
 from tavr_jax.diffusion import flow, sampler, schedule
 from tavr_jax.diffusion.schedule import TRAIN_TIMESTEPS, Schedule
-from tavr_jax.rl import objective
+from tavr_jax.rl import sde
+from tavr_jax.rl.advantages import group_advantages
+from tavr_jax.rl.grpo import clipped_loss
 
 SIGMAS = 1e-6
 EXACTLY = 1e-6  # of float64 arithmetic on float32 inputs
 TRAIN_SHIFT = 3.0  # of the training pairs
 _GLOBAL_STD = (
-    "our advantages are scaled by the spread of their own group, objective (6)"
+    "our advantages are scaled by the spread of their own group, advantages (1)"
 )
 
 
@@ -124,7 +126,7 @@ def replay_flow_grpo(oracle: Oracle) -> list[Check]:
 
 
 def _step(
-    oracle: Oracle, grid: str, index: str, eta: float, sde: str
+    oracle: Oracle, grid: str, index: str, eta: float, kind: str
 ) -> dict[str, np.ndarray]:
     """One step of one kind and everything that is said about it."""
     place = int(index[1:])
@@ -133,27 +135,25 @@ def _step(
     arrays = {n: oracle[f"{grid}_{index}_{n}"] for n in ("x", "v", "v_new", "noise")}
     with jax.enable_x64(True):
         x, v, v_new, noise = (jnp.asarray(a, jnp.float64) for a in arrays.values())
-        levels = objective.Levels(
-            *(jnp.asarray(sigmas[i]) for i in (place, place + 1, 1))
-        )
-        old = objective.STEPS[sde](x, v, levels, eta)
-        new = objective.STEPS[sde](x, v_new, levels, eta)
+        levels = sde.Levels(*(jnp.asarray(sigmas[i]) for i in (place, place + 1, 1)))
+        old = sde.STEPS[kind](x, v, levels, eta)
+        new = sde.STEPS[kind](x, v_new, levels, eta)
         following = old.mean + old.std * noise
         everything = jnp.ones(x.shape[:2], bool)
-        logp = objective.log_prob(sde, following, old, everything)
-        moved = objective.log_prob(sde, following, new, everything)
-        ratio = objective.clipped_loss(moved, logp, jnp.zeros_like(logp), 1.0)[1]
+        logp = sde.log_prob(kind, following, old, everything)
+        moved = sde.log_prob(kind, following, new, everything)
+        ratio = clipped_loss(moved - logp, jnp.zeros_like(logp), 1.0)[1]
         root = np.sqrt(sigmas[place] - sigmas[place + 1])
         found = {
             "next": following,
             "mean": old.mean,
             # The flow kind is published with the two factors of our std apart.
-            "std": old.std if sde == "cps" else old.std / root,
+            "std": old.std if kind == "cps" else old.std / root,
             "sqrt_dt": root,
             "logp": logp,
             "logp_newpolicy": moved,
             "ratio": ratio,
-            "kl": objective.kl(sde, new, old.mean, everything),
+            "kl": sde.kl(kind, new, old.mean, everything),
         }
         return {name: np.asarray(value) for name, value in found.items()}
 
@@ -166,7 +166,7 @@ def _advantages(oracle: Oracle) -> dict:
 
     def within(members: np.ndarray) -> np.ndarray:
         with jax.enable_x64(True):
-            ours = objective.group_advantages(jnp.asarray(rewards[members])[None])
+            ours = group_advantages(jnp.asarray(rewards[members])[None])
             return np.asarray(ours)[0]
 
     def by_group() -> np.ndarray:
@@ -193,7 +193,7 @@ def _clipped(oracle: Oracle) -> dict:
     def losses(clip: float) -> tuple[np.ndarray, np.ndarray]:
         with jax.enable_x64(True):
             new, old, a = (jnp.asarray(value) for value in (*logs, advantage))
-            loss, ratio = objective.clipped_loss(new, old, a, clip)
+            loss, ratio = clipped_loss(new - old, a, clip)
             return np.asarray(loss), np.asarray(ratio)
 
     found = {

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ from flax import nnx
 
 from configs import same_scene
 from launch import build
+from launch.start import begin
 from tavr_jax.encoders.tensors import read_tensors, write_tensors
 from tavr_jax.encoders.weights_tavr import entries
+from tavr_jax.parallel.mesh import MeshConfig, make_mesh
+from tavr_jax.training import checkpoint
 from tavr_jax.training.checkpoint import load_params, read_config
 
 CONFIG = "--config=configs/same_scene.py:tiny"
@@ -71,17 +75,43 @@ def test_published_to_ours_and_back_is_the_identity(published, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def finish(workdir, params) -> None:
+    """A run's newest checkpoint, as far as loading it goes."""
+    step = workdir / "checkpoints" / "7"
+    checkpoint.save_tree(step / "params", params)
+    for item in ("opt_state", "progress"):
+        (step / item).mkdir()
+    (step / "_CHECKPOINT_METADATA").touch()
+
+
 def test_a_run_of_ours_gets_its_published_names(published, tmp_path):
     workdir, back = tmp_path / "run", tmp_path / "back.safetensors"
     assert convert(published, workdir, CONFIG).returncode == 0
-    step = workdir / "checkpoints" / "7"
-    step.mkdir(parents=True)
-    for item in ("opt_state", "data"):
-        (step / item).mkdir()
-    (step / "_CHECKPOINT_METADATA").touch()
-    (workdir / "params").rename(step / "params")
+    abstract = build.abstract_transformer(same_scene.get_config("tiny"))
+    shapes = nnx.split(abstract, nnx.Param)[1]
+    finish(workdir, load_params(workdir, shapes, stored_dtypes=True))
+    shutil.rmtree(workdir / "params")
     assert convert(workdir, back).returncode == 0
     assert same_bytes(published, back)
+
+
+def test_a_run_with_low_rank_additions_is_merged_into_what_it_started_from(
+    published, tmp_path
+):
+    workdir = tmp_path / "run"
+    config = same_scene.get_config("tiny")
+    config.optimizer.trainable, config.lora.rank = "lora", 4
+    config.init_from = str(published)
+    config.parallel.data, config.parallel.fsdp = 1, -1
+    start = begin(config, make_mesh(MeshConfig(**config.parallel)), workdir, False)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    finish(workdir, jax.tree.map(lambda x: x + 0.5, start.params()))
+    done = convert(workdir, tmp_path / "trained.safetensors")
+    assert done.returncode == 0, done.stderr
+    before, after = map(read_tensors, (published, tmp_path / "trained.safetensors"))
+    moved = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert before.keys() == after.keys() and len(moved) == 28  # 14 in both layers
+    assert {after[name].dtype.name for name in moved} == {"bfloat16"}
 
 
 def test_other_containers_hold_the_same(published, tmp_path):

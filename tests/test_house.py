@@ -12,13 +12,24 @@ from flax import nnx
 from ml_collections import ConfigDict
 from setuptools import find_packages
 
-from configs import base, codec, cross_scene, face, lipsync, models, policy, same_scene
+from configs import (
+    audio_to_video,
+    base,
+    codec,
+    cross_scene,
+    face,
+    lipsync,
+    models,
+    policy,
+    same_scene,
+    text_to_video,
+)
 from launch import build
 from tavr_jax.encoders.weights_tavr import entries
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("tavr_jax", "configs", "data_pipelines", "launch")
-STAGES = (same_scene, cross_scene, policy)
+STAGES = (text_to_video, audio_to_video, same_scene, cross_scene, policy)
 NETWORKS = {codec: build.codec, face: build.face_net, lipsync: build.sync_net}
 
 

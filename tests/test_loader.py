@@ -120,38 +120,64 @@ def config_for(dataset, module=same_scene):
     return config
 
 
-def stream(config, shards, batches):
+def every_row(config):
+    """Of a batch: what one host alone loads."""
+    return np.arange(config.data.batch_size)
+
+
+def rows_of(count, scattered=True):
+    """The rows of a batch of 8 that each of `count` hosts loads."""
+    order = np.array([0, 3, 5, 6, 1, 2, 7, 4]) if scattered else np.arange(8)
+    return np.sort(order.reshape(count, -1), axis=1)
+
+
+class Hosts:
+    """Loaders over all rows of a batch, as many as `rows` has entries."""
+
+    def __init__(self, config, rows):
+        self._rows = rows
+        self.each = [loader.make_loader(config, rows=ours) for ours in rows]
+
+    def __next__(self):
+        """The global batch of what every host has of it."""
+        order = np.argsort(np.concatenate(self._rows))
+        parts = [next(host) for host in self.each]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
+
+
+LAYOUTS = [rows_of(1), rows_of(2, False), rows_of(2), rows_of(4), rows_of(8)]
+UNEVEN = [np.array([0, 1, 6]), np.array([2, 3, 4, 5, 7])]
+
+
+def stream(config, rows, batches):
     """Clips of the first global batches, in the order of the endless sequence."""
-    hosts = [loader.make_loader(config, shard=s, shards=shards) for s in range(shards)]
-    clips = [[next(host).clip for host in hosts] for _ in range(batches)]
-    return np.array(clips).transpose(0, 2, 1).ravel()
+    hosts = Hosts(config, rows)
+    return np.concatenate([next(hosts).clip for _ in range(batches)])
 
 
 def test_every_clip_comes_once_an_epoch_over_any_number_of_hosts(dataset):
     config = config_for(dataset)
-    orders = [stream(config, shards, 13) for shards in (1, 2, 4, 8)]
+    orders = [stream(config, rows, 13) for rows in [*LAYOUTS, UNEVEN]]
     for order in orders[1:]:
         np.testing.assert_array_equal(order, orders[0])
     epochs = orders[0].reshape(8, 13)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), [range(13)] * 8)
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 8
     config.seed = 43
-    assert (stream(config, 1, 2) != orders[0][:16]).any()
+    assert (stream(config, rows_of(1), 2) != orders[0][:16]).any()
 
 
-def parts_of(config, shards, count):
+def parts_of(config, rows, count):
     """(part, clip) of the first global batches, in the order of the endless sequence.
 
     A clip's part shows in its reference: the same clip, another one, another dataset.
     """
-    hosts = [loader.make_loader(config, shard=s, shards=shards) for s in range(shards)]
-    found = []
+    hosts, found = Hosts(config, rows), []
     for _ in range(count):
-        batches = [next(host) for host in hosts]
-        for place in range(len(batches[0].clip)):
-            for batch in batches:
-                clip, other = int(batch.clip[place]), reference_of(batch, place)[0]
-                found.append((clip // 13, other != clip % 13, clip % 13))
+        batch = next(hosts)
+        for place in range(len(batch.clip)):
+            clip, other = int(batch.clip[place]), reference_of(batch, place)[0]
+            found.append((clip // 13, other != clip % 13, clip % 13))
     return found
 
 
@@ -165,8 +191,8 @@ def test_every_example_of_every_part_comes_once_an_epoch_also_when_mixed(
     config = config_for(dataset)
     config.data.path = f"{dataset}:3,{tmp_path / 'again'}:1"
     config.data.pairs = MIXED
-    orders = [parts_of(config, shards, 60) for shards in (1, 2, 4, 8)]
-    assert orders.count(orders[0]) == 4
+    orders = [parts_of(config, rows, 60) for rows in LAYOUTS]
+    assert orders.count(orders[0]) == len(LAYOUTS)
     epochs = 0
     for part, share in zip(
         [(d, k) for d in (0, 1) for k in (False, True)],
@@ -186,35 +212,27 @@ def test_a_run_continues_on_any_number_of_hosts_from_any_hosts_state(dataset):
     config = config_for(dataset)
     config.data.pairs, config.data.curriculum = MIXED, 70
     config.data.reference_latents = (1, 2)
-    hosts = [loader.make_loader(config, shard=s, shards=2) for s in range(2)]
+    hosts = Hosts(config, rows_of(2))
     for _ in range(7):
-        states = [(next(host), host.get_state())[1] for host in hosts]
+        next(hosts)
+    states = [host.get_state() for host in hosts.each]
     assert states[0] == states[1]
     state = json.loads(json.dumps(states[1]))
-    expected = [[next(host) for _ in range(3)] for host in hosts]
-    for shards in (1, 4, 8):
-        others = [
-            loader.make_loader(config, shard=s, shards=shards) for s in range(shards)
-        ]
-        for host in others:
+    expected = [next(hosts) for _ in range(3)]
+    for rows in [*LAYOUTS, UNEVEN]:
+        others = Hosts(config, rows)
+        for host in others.each:
             host.set_state(state)
-        for number in range(3):
-            ours = interleaved([next(host) for host in others])
-            theirs = interleaved([host[number] for host in expected])
-            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-def interleaved(batches):
-    """The global batch of what every host has of it."""
-    return jax.tree.map(
-        lambda *leaves: np.stack(leaves, 1).reshape(-1, *leaves[0].shape[1:]), *batches
-    )
+        for batch in expected:
+            jax.tree.map(np.testing.assert_array_equal, next(others), batch)
 
 
 def test_a_curriculum_starts_with_the_first_kind_and_ends_with_the_weights(dataset):
     config = config_for(dataset)
     config.data.pairs, config.data.curriculum = "same_scene:1,cross_scene:9", 400
-    crossing = np.array([crosses for _, crosses, _ in parts_of(config, 1, 100)])
+    crossing = np.array(
+        [crosses for _, crosses, _ in parts_of(config, rows_of(1), 100)]
+    )
     shares = crossing.reshape(4, 200).mean(axis=1)
     assert shares[0] < shares[1] < shares[2] and abs(shares[2] - 0.9) < 0.02
     assert not crossing[:40].any() and abs(shares[3] - 0.9) < 0.02
@@ -235,16 +253,16 @@ def test_shorter_references_leave_the_rest_absent(dataset):
             if shown.all():
                 reference_of(batch, i)
     assert counts == {1, 2}
-    for bad in ((1, 3), (2, 1)):
+    for bad in ((-1, 2), (2, 1)):
         config.data.reference_latents = bad
-        with pytest.raises(InputError, match=r"data.reference_latents=.*latents=2"):
-            loader.make_loader(config, shard=0, shards=1)
+        with pytest.raises(InputError, match=r"data.reference_latents=.*from 1 on"):
+            loader.make_loader(config, rows=every_row(config))
 
 
 def test_nobody_gives_more_targets_an_epoch_than_asked(dataset):
     config, rows = config_for(dataset), made_rows()
     config.data.per_person = 2
-    order = stream(config, 1, 9)
+    order = stream(config, rows_of(1), 9)
     epochs = order.reshape(-1, 9)  # four people with two of three clips, one with one
     for epoch in epochs:
         people = [rows[clip].person for clip in epoch]
@@ -257,12 +275,12 @@ def test_nobody_gives_more_targets_an_epoch_than_asked(dataset):
 def test_a_restored_iterator_continues_exactly(dataset):
     for stage in (same_scene, cross_scene, codec, face, lipsync):
         config = config_for(dataset, stage)
-        first = loader.make_loader(config, shard=1, shards=2)
+        first = loader.make_loader(config, rows=rows_of(2)[1])
         for _ in range(5):
             next(first)
         state = json.loads(json.dumps(first.get_state()))
         later = [next(first) for _ in range(4)]
-        fresh = loader.make_loader(config, shard=1, shards=2)
+        fresh = loader.make_loader(config, rows=rows_of(2)[1])
         fresh.set_state(state)
         for batch in later:
             jax.tree.map(np.testing.assert_array_equal, batch, next(fresh))
@@ -274,7 +292,7 @@ def leading(leaf):
 
 
 def batches(config, count):
-    host = loader.make_loader(config, shard=0, shards=1)
+    host = loader.make_loader(config, rows=every_row(config))
     return [next(host) for _ in range(count)]
 
 
@@ -372,7 +390,7 @@ def test_a_sample_is_a_first_chunk_and_always_the_same(dataset):
     config = config_for(dataset, cross_scene)
     for index in (0, 3, 15):
         one, two = (
-            loader.sample(config, "train", index, "cross_scene") for _ in range(2)
+            loader.sampler(config, "train", "cross_scene")(index) for _ in range(2)
         )
         jax.tree.map(np.testing.assert_array_equal, one, two)
         assert one.latents.shape == (1, 5, 4, 4, 16)
@@ -391,7 +409,7 @@ def test_worker_processes_change_nothing(dataset):
 @pytest.mark.parametrize(
     ("field", "setting", "message"),
     [
-        ("data.batch_size", 9, "data.batch_size=9: cannot be shared by 2 hosts"),
+        ("data.batch_size", 0, "data.batch_size=0: expected above 0"),
         ("data.split", "test", "data.split=test: no clip"),
         ("data.pairs", "any", "data.pairs=any: choose"),
         ("data.pairs", "same_scene:0", "data.pairs=same_scene:0: .*weights above 0"),
@@ -409,14 +427,14 @@ def test_what_does_not_fit_is_named(dataset, field, setting, message):
     config = config_for(dataset)
     config.update_from_flattened_dict({field: setting})
     with pytest.raises(InputError, match=message):
-        loader.make_loader(config, shard=0, shards=2)
+        loader.make_loader(config, rows=every_row(config))
 
 
 def test_room_for_tokens_is_only_asked_for_where_it_is_used(dataset):
     config = config_for(dataset)
     config.data.continuation = 0.0
     config.model.still_bucket, config.model.reference_bucket = 3, 2
-    loader.make_loader(config, shard=0, shards=1)
+    loader.make_loader(config, rows=every_row(config))
 
 
 def test_people_in_one_scene_cannot_refer_across_scenes(dataset, tmp_path):
@@ -427,4 +445,4 @@ def test_people_in_one_scene_cannot_refer_across_scenes(dataset, tmp_path):
     one_scene = re.sub(r'"scene": "s\d"', '"scene": "s0"', index)
     (tmp_path / records.INDEX).write_text(one_scene)
     with pytest.raises(InputError, match=r"nobody .* in two scenes; give footage"):
-        loader.make_loader(config_for(tmp_path, cross_scene), shard=0, shards=1)
+        loader.make_loader(config_for(tmp_path, cross_scene), rows=np.arange(8))

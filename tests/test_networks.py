@@ -22,7 +22,7 @@ random_crops = jax.jit(networks.random_crops, static_argnums=1)
 GRID = np.mgrid[-1:1:16j, -1:1:16j]
 
 
-def learn(net, make_loss, config, batches, steps: int, rate: float):
+def learn(net, draw, make_loss, config, batches, steps: int, rate: float):
     """Metrics before and after a few Adam steps."""
     graphdef, params = nnx.split(net, nnx.Param)
     loss = make_loss(graphdef, config)
@@ -31,7 +31,7 @@ def learn(net, make_loss, config, batches, steps: int, rate: float):
     @jax.jit
     def step(params, state, batch, key):
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, batch, key
+            params, draw(batch, key)
         )
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state, {"loss": value, **metrics}
@@ -70,7 +70,8 @@ def test_the_codec_learns_pictures_and_latents_of_unit_scale():
     )
     net = Codec(config, rngs=nnx.Rngs(0))
     batches = [Frames(jnp.asarray(discs(rng, 4, 5))) for _ in range(16)]
-    first, after = learn(net, networks.codec_loss, net.config, batches, 40, 5e-3)
+    draw = networks.codec_draw(net.config)
+    first, after = learn(net, draw, networks.codec_loss, net.config, batches, 40, 5e-3)
     assert after["psnr"] > first["psnr"] + 2.0
     assert abs(first["latent_std"] - 1) > 0.3 and abs(after["latent_std"] - 1) < 0.25
 
@@ -96,7 +97,9 @@ def test_the_face_network_learns_who_it_is():
 
     net = FaceNet(FaceConfig(**TINY.face), rngs=nnx.Rngs(0))
     batches = [batch() for _ in range(12)]
-    first, after = learn(net, networks.face_loss, net.config, batches, 70, 1e-2)
+    first, after = learn(
+        net, networks.face_draw, networks.face_loss, net.config, batches, 70, 1e-2
+    )
     assert after["accuracy"] > 0.9 > first["accuracy"] + 0.2
 
 
@@ -118,7 +121,15 @@ def test_the_lipsync_network_learns_when_it_was_said():
     net = SyncNet(LipsyncConfig(**TINY.lipsync), rngs=nnx.Rngs(0))
     span = net.config.span
     batches = [mouths(rng, 4, span) for _ in range(12)]
-    first, after = learn(net, networks.lipsync_loss, net.config, batches, 110, 1e-2)
+    first, after = learn(
+        net,
+        networks.lipsync_draw,
+        networks.lipsync_loss,
+        net.config,
+        batches,
+        110,
+        1e-2,
+    )
     # four clips of nine windows: guessing is right once in 36
     assert after["accuracy"] > 0.4 > first["accuracy"] + 0.2
 

@@ -78,11 +78,15 @@ def encoded(source, clips_only, tmp_path_factory):
     return output
 
 
+def every_row(config: ConfigDict) -> np.ndarray:
+    return np.arange(config.data.batch_size)
+
+
 def opened(module, path, **fields):
     config = config_for(module, path)
     config.data.update(fields)
     encoder = readers.make_encoder(config)
-    return loader.make_loader(config, shard=0, shards=1, encoder=encoder)
+    return loader.make_loader(config, rows=every_row(config), encoder=encoder)
 
 
 def same(ours, theirs):
@@ -141,7 +145,8 @@ def test_batches_and_resume_are_those_of_the_encoded_dataset(
         configs = [config_for(module, path) for path in (clips_only, encoded)]
         kind = configs[0].data.pairs
         one, two = (
-            loader.sample(c, "train", 0, kind, readers.make_encoder(c)) for c in configs
+            loader.sampler(c, "train", kind, readers.make_encoder(c))(0)
+            for c in configs
         )
         same(one, two)
 
@@ -172,7 +177,7 @@ def test_an_encoder_is_made_only_where_it_is_used(clips_only, encoded):
     assert Source(config, "train", encoder=other).encoder is None
     config.data.path = f"{encoded}:1,{clips_only}:1"
     mixed = loader.make_loader(
-        config, shard=0, shards=1, encoder=readers.make_encoder(config)
+        config, rows=every_row(config), encoder=readers.make_encoder(config)
     )
     assert {int(c) // 3 for _ in range(4) for c in next(mixed).clip} == {0, 1}
 
@@ -182,7 +187,7 @@ def test_what_cannot_be_encoded_is_said_before_training(clips_only):
         config = config_for(module, clips_only)
         message = rf"{re.escape(str(clips_only))}: is not encoded; .*encode=true"
         with pytest.raises(InputError, match=message):
-            loader.make_loader(config, shard=0, shards=1)
+            loader.make_loader(config, rows=every_row(config))
     with pytest.raises(InputError, match=r"data\.workers=1: .*data\.workers=0"):
         opened(same_scene, clips_only, workers=1)
     with pytest.raises(InputError, match="is not encoded"):

@@ -1,5 +1,6 @@
-"""Laws of the policy gradient, and the numbers of Flow-GRPO."""
+"""Laws of stochastic steps, advantages and GRPO, and the numbers of Flow-GRPO."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,44 +9,32 @@ import numpy as np
 import pytest
 from test_training import global_batch, toy_network
 
-from data_pipelines.people import crop_faces
+from configs import base
 from tavr_jax.diffusion import sampler, schedule
 from tavr_jax.diffusion.guidance import Network
 from tavr_jax.errors import InputError
-from tavr_jax.rl import objective, rewards
-from tavr_jax.rl.objective import Levels, Transition
-from tavr_jax.rl.rollout import (
-    PolicyConfig,
-    group_velocity,
-    judge,
-    repeated,
-    rollout,
-    stochastic_indices,
-)
+from tavr_jax.rl import advantages, grpo, rollout, sde
+from tavr_jax.rl.rollout import PolicyConfig, group_velocity, repeated
+from tavr_jax.rl.sde import Levels, Transition
 
 SHIFTS, INDICES = (1, 3, 5), (0, 1, 5, 9)
+POLICY = dataclasses.replace(
+    PolicyConfig(**base.policy()),
+    group_size=3,
+    steps=6,
+    shift=3.0,
+    stochastic_steps=2,
+    window=0.6,
+    updates=1,
+    kl_weight=0.01,
+    reward_latents=2,
+    lipsync_weight=0.5,
+    motion_weight=0.0,
+)
 
 
 def policy(**changes) -> PolicyConfig:
-    fields = {
-        "group_size": 3,
-        "steps": 6,
-        "shift": 3.0,
-        "sde": "flow",
-        "eta": 0.7,
-        "stochastic_steps": 2,
-        "window": 0.6,
-        "audio_scale": 1.0,
-        "text_scale": 1.0,
-        "updates": 1,
-        "clip_range": 1e-3,
-        "kl_weight": 0.01,
-        "advantage_clip": 5.0,
-        "reward_latents": 2,
-        "identity_weight": 1.0,
-        "lipsync_weight": 0.5,
-    }
-    return PolicyConfig(**{**fields, **changes})
+    return dataclasses.replace(POLICY, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +59,13 @@ def test_steps_ratio_and_kl_are_those_of_flow_grpo(oracle, shift):
             case = f"s{shift}_i{i}_l{eta}"
             if f"{case}_std" not in oracle:
                 continue
-            old = objective.flow_step(x, v, levels, eta)
-            new = objective.flow_step(x, v_new, levels, eta)
+            old = sde.flow_step(x, v, levels, eta)
+            new = sde.flow_step(x, v_new, levels, eta)
             following = old.mean + old.std * noise
-            logs = [objective.log_prob("flow", following, t, mask) for t in (old, new)]
-            ratio = objective.clipped_loss(logs[1], logs[0], logs[0], 1.0)[1]
-            kl = objective.kl("flow", new, old.mean, mask)
+            logs = [sde.log_prob("flow", following, t, mask) for t in (old, new)]
+            plain = sde.log_ratio("flow", following, new, old, mask, False)
+            ratio = grpo.clipped_loss(plain, logs[0], 1.0)[1]
+            kl = sde.kl("flow", new, old.mean, mask)
             deviation = oracle[f"{case}_std"] * oracle[f"{case}_sqrt_dt"]
             _close(old.mean, oracle[f"{case}_mean"].transpose(0, 2, 3, 4, 1))
             _close(following, oracle[f"{case}_next"].transpose(0, 2, 3, 4, 1))
@@ -87,9 +77,9 @@ def test_steps_ratio_and_kl_are_those_of_flow_grpo(oracle, shift):
             np.testing.assert_allclose(kl, oracle[f"{case}_kl"], rtol=2e-3)
             checked += 1
             if f"{case}_cps_std" in oracle:
-                cps = objective.cps_step(x, v, levels, eta)
+                cps = sde.cps_step(x, v, levels, eta)
                 following = cps.mean + cps.std * noise
-                log = objective.log_prob("cps", following, cps, mask)
+                log = sde.log_prob("cps", following, cps, mask)
                 _close(cps.mean, oracle[f"{case}_cps_mean"].transpose(0, 2, 3, 4, 1))
                 _close(cps.std, oracle[f"{case}_cps_std"])
                 _close(log, oracle[f"{case}_cps_logp"])
@@ -99,12 +89,13 @@ def test_steps_ratio_and_kl_are_those_of_flow_grpo(oracle, shift):
 def test_advantages_and_clipped_loss_are_those_of_flow_grpo(oracle):
     for group in np.unique(oracle["groups"]):
         members = oracle["groups"] == group
-        ours = objective.group_advantages(jnp.asarray(oracle["rewards"][members])[None])
+        rewards = jnp.asarray(oracle["rewards"][members])[None]
+        ours = advantages.group_advantages(rewards)
         _close(ours[0], oracle["adv_group_std"][members])
     names = ("ppo_logp_new", "ppo_logp_old", "adv_group_std")
     new, old, advantage = (jnp.asarray(oracle[name]) for name in names)
     for clip in (0.0001, 0.001, 0.2):
-        loss, ratio = objective.clipped_loss(new, old, advantage, clip)
+        loss, ratio = grpo.clipped_loss(new - old, advantage, clip)
         _close(loss, oracle[f"ppo_clip{clip}_per_sample"])
         beyond = np.mean(np.abs(np.asarray(ratio) - 1) > clip)
         assert beyond == oracle[f"ppo_clip{clip}_frac"]
@@ -115,44 +106,89 @@ def test_dance_step_follows_its_score():
     # N((1 - s) x0, s^2) is -(x - (1 - s) x0) / s^2 and v = (x - x0) / s.
     x0, s, following, eta = 2.0, 0.8, 0.7, 0.3
     x = jax.random.normal(jax.random.key(0), (1, 2, 2, 2, 1))
-    ours = objective.dance_step(x, (x - x0) / s, Levels(s, following, 0.9), eta)
+    ours = sde.dance_step(x, (x - x0) / s, Levels(s, following, 0.9), eta)
     log_density = lambda x: -jnp.sum((x - (1 - s) * x0) ** 2) / (2 * s**2)  # noqa: E731
     delta = following - s
     expected = x + (x - x0) / s * delta - eta**2 / 2 * jax.grad(log_density)(x) * delta
     _close(ours.mean, expected)
 
 
-@pytest.mark.parametrize("sde", objective.STEPS)
-def test_without_noise_a_stochastic_rollout_is_the_ode(sde):
-    config = policy(sde=sde, eta=0.0)
-    rolled, velocity, noise = _rolled(config)
+def test_normalised_ratio_is_the_one_of_grpo_guard():
+    # Guard: (log p - log p_old) std + avg(d^2) / (2 std), of the whole Gaussian
+    x, d, noise = jax.random.normal(jax.random.key(0), (3, 4, 3, 2, 2, 5))
+    mask = jnp.arange(3)[None] > jnp.array([[-1], [0], [1], [-1]])
+    for std in (0.05, 1.0):
+        old, new = Transition(x, std), Transition(x + 0.1 * d, std)
+        following = old.mean + std * noise
+        logs = [sde.log_prob("flow", following, t, mask) for t in (new, old)]
+        moved = sde.kl("flow", new, old.mean, mask) * std
+        guard = (logs[0] - logs[1]) * std + moved
+        ours = sde.log_ratio("flow", following, new, old, mask, True)
+        np.testing.assert_allclose(ours, guard, rtol=1e-3, atol=1e-4)
+        # cps drops 1 / (2 std^2) of its density, but not of this ratio
+        cps = sde.log_ratio("cps", following, new, old, mask, True)
+        np.testing.assert_array_equal(cps, ours)
+
+
+def test_normalised_ratio_has_mean_zero_at_every_noise_level():
+    # Plain ratios of the same change of the mean lie below 1, and the further the less
+    # noise a step has; normalised ones know neither.
+    noise, d = jax.random.normal(jax.random.key(0), (2, 4000, 1, 2, 2, 2))
+    d, mask = 0.05 * d[:1], jnp.ones((4000, 1), bool)
+    found = {}
+    for std in (0.02, 0.2, 2.0):
+        old = Transition(jnp.zeros_like(noise), jnp.float32(std))
+        new = Transition(old.mean + d, jnp.float32(std))
+        for normalised in (True, False):
+            log = sde.log_ratio("flow", std * noise, new, old, mask, normalised)
+            found[normalised, std] = float(log.mean()), float(log.std())
+    size = float(jnp.square(d).mean())
+    for std in (0.02, 0.2, 2.0):
+        mean, spread = found[True, std]
+        assert abs(mean) < 4 * spread / np.sqrt(4000)
+        np.testing.assert_allclose(spread, np.sqrt(size / 8), rtol=0.05)
+        mean, spread = found[False, std]
+        assert abs(mean + size / (2 * std**2)) < 4 * spread / np.sqrt(4000)
+        np.testing.assert_allclose(spread, np.sqrt(size / 8) / std, rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", sde.STEPS)
+def test_without_noise_a_stochastic_rollout_is_the_ode(kind):
+    config = policy(sde=kind, eta=0.0)
+    rolled, velocity, start = _rolled(config)
     levels = schedule.euler(config.steps, config.shift)
     step = lambda x, t, _: velocity(x, t)  # noqa: E731
+    # where nothing moves, a rollout ends in the noise it began with
+    still = lambda x, t: jnp.zeros_like(x)  # noqa: E731
+    noise = grpo.roll_out(still, start, config, jax.random.key(2)).latents
     ode = jax.jit(lambda noise: sampler.euler_sample(step, noise, levels))(noise)
     np.testing.assert_allclose(rolled.latents, ode, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("sde", objective.STEPS)
-def test_rollout_is_reproduced_by_judging_its_stochastic_steps(sde):
-    config = policy(sde=sde)
-    rolled, velocity, _ = _rolled(config)
-    levels = schedule.euler(config.steps, config.shift)
-    mask = jnp.ones(rolled.latents.shape[:2], bool)
+@pytest.mark.parametrize("kind", sde.STEPS)
+def test_rollout_is_reproduced_by_judging_its_stochastic_steps(kind):
+    config = policy(sde=kind)
+    rolled, velocity, start = _rolled(config)
+    trace = rolled.trace
     for k in range(config.stochastic_steps):
-        again = judge(velocity, rolled.start[k], rolled.index[k], levels, config)
-        log = objective.log_prob(sde, rolled.following[k], again, mask)
-        np.testing.assert_allclose(again.mean, rolled.mean[k], atol=1e-6)
-        np.testing.assert_allclose(log, rolled.log_prob[k], atol=1e-6)
-        noise = (rolled.following[k] - again.mean) / again.std
+        new = grpo.judge(velocity, trace.start[k], trace.index[k], config, config.eta)
+        np.testing.assert_allclose(new.mean, trace.mean[k], atol=1e-6)
+        old = Transition(trace.mean[k], new.std)
+        for normalised in (True, False):
+            log = sde.log_ratio(
+                kind, trace.following[k], new, old, start.drawn, normalised
+            )
+            np.testing.assert_allclose(log, 0, atol=1e-5)
+        noise = (trace.following[k] - new.mean) / new.std
         assert abs(float(noise.std()) - 1) < 0.1
 
 
 def test_members_share_everything_before_the_first_stochastic_step():
     config = policy()
-    rolled, _, _ = _rolled(config)
+    trace = _rolled(config)[0].trace
     start, following = (
         np.asarray(x[0]).reshape(-1, config.group_size, *x.shape[2:])
-        for x in (rolled.start, rolled.following)
+        for x in (trace.start, trace.following)
     )
     np.testing.assert_array_equal(start, np.repeat(start[:, :1], 3, axis=1))
     assert np.abs(following[:, 0] - following[:, 1]).min() > 0
@@ -162,18 +198,19 @@ def test_members_share_everything_before_the_first_stochastic_step():
 def test_motion_latents_are_kept_and_have_no_probability():
     batch = global_batch(2, continues=True)
     config = policy()
-    rolled, _, _ = _rolled(config, continues=True)
+    rolled, _, start = _rolled(config, continues=True)
     motion = np.repeat(batch.conditions.motion, config.group_size, axis=0)
     given = motion.shape[1]
     np.testing.assert_array_equal(rolled.latents[:, :given], motion)
-    moved = rolled.following[0].at[:, :given].add(100.0)
-    mask = jnp.arange(moved.shape[1])[None] >= jnp.full((moved.shape[0], 1), given)
-    transition = Transition(rolled.mean[0], jnp.float32(1.0))
-    logs = [
-        objective.log_prob("flow", x, transition, mask)
-        for x in (moved, rolled.following[0])
-    ]
-    np.testing.assert_array_equal(*logs)
+    following, mean = rolled.trace.following[0], rolled.trace.mean[0]
+    old, new = Transition(mean, jnp.float32(0.5)), Transition(mean + 0.1, 0.5)
+    for normalised in (True, False):
+        logs = [
+            sde.log_ratio("flow", x, new, old, start.drawn, normalised)
+            for x in (following.at[:, :given].add(100.0), following)
+        ]
+        np.testing.assert_array_equal(*logs)
+        assert np.abs(logs[0]).min() > 0
 
 
 def test_reference_is_prefilled_once_per_sample_and_shared_by_its_group():
@@ -191,8 +228,8 @@ def test_reference_is_prefilled_once_per_sample_and_shared_by_its_group():
         return toy.velocity(x, t, conditions, cache[0][1])
 
     batch, config = global_batch(2), policy()
-    grouped = group_velocity(Network(prefill, velocity), batch.conditions, config)
-    plain = repeated(batch.conditions, config.group_size)
+    grouped = group_velocity(Network(prefill, velocity), batch.conditions, 3, config)
+    plain = repeated(batch.conditions, 3)
     x = jax.random.normal(jax.random.key(0), (6, *batch.latents.shape[1:]))
     t = jnp.full(6, 500.0)
     expected = toy.velocity(x, t, plain, toy.prefill(plain))
@@ -203,127 +240,109 @@ def test_reference_is_prefilled_once_per_sample_and_shared_by_its_group():
 def test_stochastic_steps_come_from_the_window_and_never_twice():
     config = policy(steps=10, stochastic_steps=3, window=0.5)
     drawn = np.array(
-        [stochastic_indices(config, jax.random.key(seed)) for seed in range(60)]
+        [grpo.stochastic_indices(config, jax.random.key(seed)) for seed in range(60)]
     )
     assert set(drawn.ravel()) == set(range(5))
     assert (np.diff(drawn, axis=1) > 0).all()
-    assert stochastic_indices(policy(window=1.0), jax.random.key(0)).max() < 5
+    last = grpo.stochastic_indices(policy(window=1.0), jax.random.key(0)).max()
+    assert last < 5
 
 
 def test_advantages_of_a_group_sum_to_zero_and_forget_scales():
     one, two = jax.random.normal(jax.random.key(0), (2, 4, 5))
     weights = {"identity": 1.0, "lipsync": 0.5}
-    ours = objective.advantages({"identity": one, "lipsync": two}, weights, 1e9)
+    combine = advantages.advantages
+    ours = combine({"identity": one, "lipsync": two}, weights, 1e9)
     scaled = {"identity": one * 50 + 3, "lipsync": two}
     np.testing.assert_allclose(ours.sum(1), 0, atol=1e-5)
-    np.testing.assert_allclose(
-        objective.advantages(scaled, weights, 1e9), ours, 0, 1e-3
-    )
-    assert objective.advantages(scaled, weights, 0.1).max() == pytest.approx(0.1)
-    np.testing.assert_array_equal(objective.group_advantages(jnp.ones((2, 3))), 0)
+    assert float(jnp.abs(ours).min()) > 0
+    np.testing.assert_allclose(combine(scaled, weights, 1e9), ours, 0, 1e-3)
+    assert combine(scaled, weights, 0.1).max() == pytest.approx(0.1)
+    np.testing.assert_array_equal(advantages.group_advantages(jnp.ones((2, 3))), 0)
 
 
-def test_policy_gradient_of_a_gaussian_is_the_closed_form():
+@pytest.mark.parametrize("normalised", [True, False])
+def test_policy_gradient_of_a_gaussian_is_the_closed_form(normalised):
     # v = b everywhere, so the mean moves by dm/db = (1 + a^2 (1 - s) / (2 s)) D for
-    # each element, and the gradient of -A log p is -A avg(x' - mean) / std^2 dm/db.
-    key, noise_key, adv_key = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(key, (6, 2, 3, 3, 1))
-    levels, eta, b = Levels(0.9, 0.8, 0.95), 0.7, 0.3
-    advantage = jax.random.normal(adv_key, (6,))
-    mask = jnp.ones((6, 2), bool)
-    old = objective.flow_step(x, jnp.full_like(x, b), levels, eta)
-    following = old.mean + old.std * jax.random.normal(noise_key, x.shape)
+    # each element, and the gradient of -A log p is -A avg(x' - mean) / std^2 dm/db;
+    # normalised, of -A avg(e d), -A avg(x' - mean) / std dm/db.
+    config = policy(steps=4, shift=3.0, ratio_norm=normalised, kl_weight=0.0)
+    x, noise = jax.random.normal(jax.random.key(0), (2, 6, 2, 3, 3, 1))
+    advantage = jax.random.normal(jax.random.key(1), (6,))
+    index, b = 1, 0.3
+    s, following_level = schedule.euler(4, 3.0).sigmas[index : index + 2]
+    delta = following_level - s
+    a = config.eta * np.sqrt(s / (1 - s))
+    std, slope = a * np.sqrt(-delta), (1 + a**2 * (1 - s) / (2 * s)) * delta
+    constant = lambda b: lambda x, t: jnp.broadcast_to(b, x.shape)  # noqa: E731
+    old = grpo.judge(constant(b), x, jnp.int32(index), config, config.eta)
+    question = grpo.Question(
+        start=x,
+        following=old.mean + old.std * noise,
+        mean=old.mean,
+        reference=None,
+        index=jnp.full(6, index),
+        advantage=advantage,
+        drawn=jnp.ones((6, 2), bool),
+    )
 
-    def loss(b):
-        new = objective.flow_step(x, jnp.full_like(x, b), levels, eta)
-        log = objective.log_prob("flow", following, new, mask)
-        losses, ratio = objective.clipped_loss(
-            log, jax.lax.stop_gradient(log), advantage, 1e-3
-        )
-        return losses.mean(), ratio
+    def loss(b, first):
+        losses, metrics = grpo.loss(constant(b), question, first, config)
+        return losses.mean(), metrics
 
     derive = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (_, ratio), gradient = derive(jnp.float32(b))
-    s, delta = 0.9, -0.1
-    a = eta * np.sqrt(s / (1 - s))
-    slope = (1 + a**2 * (1 - s) / (2 * s)) * delta
-    pull = np.asarray(following - old.mean).mean((1, 2, 3, 4)) / (a**2 * -delta)
-    np.testing.assert_array_equal(ratio, 1.0)
+    (_, metrics), gradient = derive(jnp.float32(b), jnp.array(True))
+    pull = np.asarray(noise).mean((1, 2, 3, 4)) / (1.0 if normalised else std)
+    np.testing.assert_array_equal(metrics["ratio"], 1.0)
+    assert metrics["rollout_gap"].max() < 1e-5
     np.testing.assert_allclose(gradient, np.mean(-advantage * pull * slope), rtol=1e-4)
-
-
-def test_reward_crops_are_those_of_the_identity_pool():
-    # a smooth picture, boxes inside and across the edge, shrunk and enlarged
-    rng = np.random.default_rng(0)
-    coarse = rng.random((3, 6, 8, 3)).astype(np.float32)
-    smooth = jax.image.resize(coarse, (3, 72, 96, 3), "cubic")
-    frames = np.clip(np.asarray(smooth) * 255, 0, 255).astype(np.uint8)
-    boxes = np.array(
-        [[0.3, 0.2, 0.6, 0.6], [0.0, 0.5, 0.3, 1.0], [0.4, 0.4, 0.5, 0.5]], np.float32
+    # however differently the rollout was computed, of which `rollout_gap` tells
+    question = question._replace(mean=question.mean + 1e-3)
+    _, metrics = loss(jnp.float32(b), jnp.array(True))
+    np.testing.assert_array_equal(metrics["ratio"], 1.0)
+    assert metrics["rollout_gap"].min() > 1e-6
+    _, metrics = loss(jnp.float32(b), jnp.array(False))
+    assert (
+        jnp.abs(metrics["ratio"] - 1).min() > 1e-6 and not metrics["rollout_gap"].any()
     )
-    theirs = crop_faces(frames, boxes, 16, 3).astype(np.float32)
-    pixels = jnp.asarray(frames[None], jnp.float32)
-    ours = rewards.crop(pixels, jnp.asarray(boxes)[None], 16)[0]
-    assert np.abs(np.asarray(ours) - theirs).mean() < 3.0  # of 255 levels
-
-
-def test_rewards_see_the_frames_and_speech_of_the_decoded_window():
-    # Latents number their time; decoding keeps the numbers, as if each latent after
-    # the first made 4 frames: frame f of window start w shows w + f / 4.
-    batch = global_batch(2)
-    frames = 4 * (batch.latents.shape[1] - 1) + 1
-    mel = jnp.broadcast_to(jnp.arange(1.0 * frames)[None, :, None], (2, frames, 3))
-    batch = batch._replace(mel=mel)
-    latents = jnp.broadcast_to(
-        jnp.arange(5.0).reshape(1, 5, 1, 1, 1), (4, *batch.latents.shape[1:])
-    )
-
-    def decode(window):
-        steps = jnp.arange(4 * window.shape[1] - 3) / 4
-        shown = window[:, 0, 0, 0, 0][:, None] + steps[None]
-        return jnp.broadcast_to(
-            shown[:, :, None, None, None], (*shown.shape, 16, 16, 3)
-        )
-
-    def confidence(faces, mel):
-        return jnp.abs(faces[..., 0, 0, 0] * 4 - mel[..., 0]).max(1)
-
-    judges = rewards.Judges(decode, lambda f: f[:, 0, 0], confidence, 8, 8)
-    for seed in range(5):
-        scores = rewards.rewards(judges, latents, batch, 3, jax.random.key(seed))
-        np.testing.assert_allclose(scores["lipsync"], 0, atol=1e-4)
-
-
-def test_identity_is_the_mean_over_all_pairs():
-    key = jax.random.key(0)
-    faces, pool = jax.random.normal(key, (2, 3, 4)), jax.random.normal(key, (2, 5, 4))
-    pairs = jnp.einsum("nfz,njz->nfj", faces, pool).mean((1, 2))
-    np.testing.assert_allclose(rewards.identity(faces, pool), pairs, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("sde", "ode"), ("stochastic_steps", 6), ("group_size", 1), ("updates", 0)],
+    [
+        ("algorithm", "ppo"),
+        ("sde", "ode"),
+        ("stochastic_steps", 6),
+        ("group_size", 1),
+        ("updates", 0),
+        ("clip_range", 0.0),
+        ("nft_beta", 0.0),
+        ("guard_window", 1),
+        ("guard_fall", 1.0),
+    ],
 )
 def test_impossible_policies_are_refused_by_name(field, value):
     with pytest.raises(InputError, match=rf"policy.*{field}"):
         policy(**{field: value})
 
 
+def test_a_policy_without_any_reward_is_refused():
+    with pytest.raises(InputError, match="motion_weight are all 0"):
+        policy(identity_weight=0.0, lipsync_weight=0.0)
+
+
 @functools.cache  # compiling takes longer than rolling out
 def _rolled(config, continues=False):
+    """(rollout, velocity, start) of the toy network."""
     batch = global_batch(2, continues=continues)
     params = {"kernel": 0.3 * jnp.eye(3), "bias": jnp.full(3, 0.1)}
-    network = toy_network(params)
-    velocity = group_velocity(network, batch.conditions, config)
-    noise = jax.random.normal(jax.random.key(1), batch.latents.shape)
-    noise, motion = repeated((noise, batch.conditions.motion), config.group_size)
-    given = jnp.arange(noise.shape[1])[None] < motion.shape[1]
-    has_motion = repeated(batch.conditions.has_motion, config.group_size)
-    levels = schedule.euler(config.steps, config.shift)
-    mask = ~(given & has_motion[:, None])
-    roll = jax.jit(lambda *a: rollout(velocity, *a, levels, config, jax.random.key(2)))
-    return roll(noise, motion, mask), velocity, noise
+    group = config.group_size
+    velocity = group_velocity(toy_network(params), batch.conditions, group, config)
+    given = jnp.arange(batch.latents.shape[1])[None] < batch.conditions.motion.shape[1]
+    drawn = ~(given & batch.conditions.has_motion[:, None])
+    start = rollout.begin(batch.conditions, drawn, group)
+    roll = jax.jit(lambda s: grpo.roll_out(velocity, s, config, jax.random.key(2)))
+    return roll(start), velocity, start
 
 
 def _close(ours, theirs):

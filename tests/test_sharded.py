@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from test_policy import BRIGHT, LEARNS
-from test_training import ADAM, NO_DROPS, make_batch, toy_network
+from test_training import ADAM, NO_DROPS, make_batch, wide_network, wide_params
 
+from launch import pod
+from launch.pod_topology import parse
 from tavr_jax.errors import InputError
 from tavr_jax.parallel import sharding
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
@@ -18,19 +20,9 @@ from tavr_jax.training import loop, optimizer, policy, supervised
 AXES = ("data", "fsdp", "context", "tensor")
 
 
-def wide_params():
-    """Kernels that can be split, a bias that cannot."""
-    up = jax.random.normal(jax.random.key(1), (3, 16)) * 0.2
-    return {"up": {"kernel": up}, "down": {"kernel": up.T}, "bias": jnp.zeros(3)}
-
-
-def wide_network(params):
-    kernel = params["up"]["kernel"] @ params["down"]["kernel"]
-    return toy_network({"kernel": kernel, "bias": params["bias"]})
-
-
 def stages():
-    yield supervised.make_step(supervised.flow_loss(wide_network, NO_DROPS), ADAM)
+    loss = supervised.flow_loss(wide_network, NO_DROPS)
+    yield supervised.make_step(supervised.flow_draw(NO_DROPS), loss, ADAM)
     config = dataclasses.replace(LEARNS, group_size=4, steps=3)
     # the reference policy travels as an argument, split like the parameters
     yield policy.make_step(wide_network, BRIGHT, wide_params(), config, ADAM)
@@ -41,10 +33,7 @@ def after_two_steps(step, shape, rows, group):
     create = lambda: optimizer.create_state(wide_params(), ADAM)  # noqa: E731
     abstract = sharding.abstract(mesh, jax.eval_shape(create))
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    step = jax.device_put(
-        jax.tree_util.Partial(step),
-        sharding.parameters(mesh, jax.tree_util.Partial(step)),
-    )
+    step = jax.device_put(step, sharding.parameters(mesh, step))
     update = loop.compiled(step, 0, mesh, shardings)
     state = jax.jit(create, out_shardings=shardings)()
     split = sharding.batch(mesh, rows, group)
@@ -93,12 +82,55 @@ def test_no_mesh_axis_is_used_twice_in_one_array():
         sharding.spec("B", "parameter")
 
 
-def test_hosts_load_every_row_once_and_none_twice():
+@pytest.mark.parametrize(
+    ("name", "slices", "shape", "rows", "group", "first"),
+    [
+        # host 0 has the square of chips at the corner, far apart along a ring of 64
+        ("v5p:4x4x4", 1, (1, 64, 1, 1), 64, 1, [0, 4, 16, 20]),
+        ("v5p:4x4x4", 2, (2, 64, 1, 1), 256, 1, [0, 1, 8, 9, 32, 33, 40, 41]),
+        ("v5p:4x4x4", 1, (2, 4, 4, 2), 16, 1, None),
+        ("v6e:8x16", 1, (1, 32, 4, 1), 64, 1, None),
+        ("tpu7x:2x2x4", 1, (2, 4, 2, 2), 8, 1, None),
+        ("gpu:4x8", 1, (2, 8, 2, 1), 32, 1, list(range(8))),
+        ("v6e:4x4", 1, (1, 16, 1, 1), 2, 8, [0, 1]),  # every device has all samples
+    ],
+)
+def test_the_rows_of_all_hosts_are_the_batch(name, slices, shape, rows, group, first):
+    mesh = pod.planned(MeshConfig(*shape), parse(name), slices)
+    split = sharding.batch(mesh, rows, group)
+    hosts = {device.process_index for device in mesh.devices.flat}
+    loaded = {host: sharding.host_rows(split, rows, host) for host in hosts}
+    assert first is None or loaded[0].tolist() == first
+    batch = np.arange(rows)
+    np.testing.assert_array_equal(np.unique(np.concatenate([*loaded.values()])), batch)
+    for device, (span, *_) in split.devices_indices_map((rows,)).items():
+        ours = loaded[device.process_index]
+        assert set(batch[span]) <= set(ours) and (np.diff(ours) > 0).all()
+    held = split.shard_shape((rows,))[0] * len(mesh.devices.flat) // len(hosts)
+    assert all(len(ours) <= held for ours in loaded.values())
+
+
+def test_what_a_host_loads_is_its_part_of_the_batch():
     for shape in [(8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1)]:
         split = sharding.batch(make_mesh(MeshConfig(*shape)), 8)
-        assert sharding.host_share(split, 8) == (0, 1)  # one process sees all devices
-        placed = sharding.place(split, 8, {"row": np.arange(8)})
+        ours = sharding.host_rows(split, 8)
+        placed = sharding.place(split, 8, {"row": ours})
         np.testing.assert_array_equal(placed["row"], np.arange(8))
+
+
+@pytest.mark.parametrize("name", ["v5p:4x4x4", "v6e:4x8", "tpu7x:2x2x4"])
+def test_slices_split_data_and_nothing_else(name):
+    mesh = pod.planned(MeshConfig(4, -1, 2, 2), parse(name), 2)
+    assert mesh.shape["data"] == 4 and len({*mesh.devices.flat}) == mesh.size
+    for number, block in enumerate(mesh.devices):
+        assert {device.slice_index for device in block.flat} == {number // 2}
+    with pytest.raises(InputError, match=r"parallel\.data: 3: 2 slices .*data=2$"):
+        pod.planned(MeshConfig(3, -1, 1, 1), parse("v5p:4x4x12"), 2)
+
+
+def test_axes_that_jax_cannot_lay_out_are_one_line():
+    with pytest.raises(InputError, match=r"^parallel: data=3, fsdp=10, .*[^\n]*$"):
+        pod.planned(MeshConfig(3, -1, 8, 4), parse("v5p:4x12x20"), 1)
 
 
 def test_intermediates_are_pinned_inside_a_mesh_and_free_outside():

@@ -1,4 +1,4 @@
-"""Supervised flow matching, the optimizer and the loop, on solvable networks."""
+"""The loop on a toy network, and the toys that other tests use."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from configs import same_scene
+from configs import base, same_scene
 from tavr_jax.diffusion.guidance import Network
 from tavr_jax.errors import InputError
 from tavr_jax.parallel import sharding
@@ -21,12 +21,24 @@ from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 from tavr_jax.training import loop, optimizer, report, supervised
 from tavr_jax.training.checkpoint import Checkpoints
 from tavr_jax.training.optimizer import OptimizerConfig
-from tavr_jax.training.state import sampling_params
 from tavr_jax.training.supervised import FlowConfig
 from tavr_jax.types import Batch, Conditions
 
-NO_DROPS = FlowConfig(3.0, 1000, 0.0, 0.0, 0.0)
-ADAM = OptimizerConfig(0.05, 2, 0.0, 0.9, 0.95, 1.0, 0.9)
+NO_DROPS = dataclasses.replace(
+    FlowConfig(**base.flow()),
+    shift=3.0,
+    motion_noise=0.0,
+    drop_audio=0.0,
+    drop_text=0.0,
+    drop_reference=0.0,
+)
+ADAM = dataclasses.replace(
+    OptimizerConfig(**base.optimizer()),
+    learning_rate=0.05,
+    warmup_steps=2,
+    weight_decay=0.0,
+    ema_decay=0.9,
+)
 LATENTS, GRID, CHANNELS, MOTION = 5, 4, 3, 2
 
 
@@ -103,177 +115,83 @@ def tiny_config(**train):
     return c
 
 
-def run_toy(workdir, steps, step=None, batches=None, on_sample=None, **train):
-    """The real loop around a toy step, on two devices."""
+def claimed(workdir, config):
+    """Checkpoints of a run that nothing was wrong with."""
+    checkpoints = Checkpoints(workdir, config, "toys")
+    checkpoints.claim()
+    return checkpoints
+
+
+def run_toy(workdir, steps, toy=None, batches=None, given=None, **train):
+    """The real loop around a toy: (step, its state, devices). `given`: what the loop is
+    given beside it."""
     config = tiny_config(**{"steps": steps, "checkpoint_every": 100, **train})
-    mesh, abstract, create, update = compiled_toy(step or toy_step)
+    mesh, abstract, create, update = compiled_toy(*(toy or TOY))
+    absent = dict.fromkeys(("on_sample", "on_evaluate", "watch"))
     split = sharding.batch(mesh, 8)
     return loop.run(
         loop.LoopConfig(**config.train),
         create=create,
         abstract=abstract,
-        update=update,
         batches=toy_batches(8) if batches is None else batches,
         place=lambda local: sharding.place(split, 8, local),
-        checkpoints=Checkpoints(workdir, config),
-        report=report.Report(workdir, config.stage, steps),
-        on_sample=on_sample,
+        checkpoints=claimed(workdir, config),
+        report=report.Report(workdir, config.stage, steps, None),
+        **absent | {"update": update} | (given or {}),
     )
 
 
 @functools.cache  # compiling a toy takes longer than running it
-def compiled_toy(step):
-    mesh = make_mesh(MeshConfig(-1, 1, 1, 1), jax.devices()[:2])
-    abstract = sharding.abstract(mesh, jax.eval_shape(create_toy))
+def compiled_toy(step, create, devices):
+    mesh = make_mesh(MeshConfig(1, -1, 1, 1), jax.devices()[:devices])
+    abstract = sharding.abstract(mesh, jax.eval_shape(create))
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    create = jax.jit(create_toy, out_shardings=shardings)
+    create = jax.jit(create, out_shardings=shardings)
     return mesh, abstract, create, loop.compiled(step, 42, mesh, shardings)
 
 
 def toy_step(state, batch, key):
     loss = supervised.flow_loss(toy_network, NO_DROPS)
-    return supervised.make_step(loss, ADAM)(state, batch, key)
+    draw = supervised.flow_draw(NO_DROPS)
+    return supervised.make_step(draw, loss, ADAM)(state, batch, key)
 
 
 def create_toy():
     return optimizer.create_state(toy_params(), ADAM)
 
 
-def test_loss_of_a_solvable_flow_falls_to_its_optimum():
-    # Every clean latent is the point m. Then v = (x - m) / sigma exactly, so a network
-    # (x - mu) / sigma has loss 0 at mu = m and nowhere else.
-    point = jnp.array([1.0, -2.0, 0.5])
-
-    def network(params):
-        def velocity(x, timestep, conditions, cache):
-            sigma = (timestep / 1000)[:, None, None, None, None]
-            return (x - params["mu"][None, None, None, None]) / sigma
-
-        return Network(lambda conditions: None, velocity)
-
-    batch = global_batch(8)
-    batch = batch._replace(latents=jnp.broadcast_to(point, batch.latents.shape))
-    step = jax.jit(supervised.make_step(supervised.flow_loss(network, NO_DROPS), ADAM))
-    state = optimizer.create_state({"mu": jnp.zeros(3)}, ADAM)
-    first = None
-    for i in range(300):
-        state, metrics = step(state, batch, jax.random.key(i))
-        first = metrics["loss"] if first is None else first
-    assert first > 0.5
-    assert metrics["loss"] < 1e-3 * first
-    np.testing.assert_allclose(sampling_params(state)["mu"], point, atol=0.05)
+TOY = (toy_step, create_toy, 2)
 
 
-def test_motion_latents_of_a_continuation_are_not_judged():
-    batch = global_batch(4)
-    has_motion = np.array([True, False, True, False])
-    conditions = batch.conditions._replace(has_motion=jnp.asarray(has_motion))
-    batch = batch._replace(conditions=conditions)
-    loss = supervised.flow_loss(toy_network, NO_DROPS)
-
-    def wrong_at_motion(params):
-        net = toy_network(params)
-
-        def velocity(*args):
-            return net.velocity(*args).at[:, :MOTION].add(10.0)
-
-        return Network(net.prefill, velocity)
-
-    worse = supervised.flow_loss(wrong_at_motion, NO_DROPS)
-    errors = [
-        np.asarray(f(toy_params(), batch, jax.random.key(0))[1]["clip_loss"])
-        for f in (loss, worse)
-    ]
-    np.testing.assert_array_equal(errors[0][has_motion], errors[1][has_motion])
-    assert (errors[1] > errors[0] + 1)[~has_motion].all()
+def wide_params():
+    """Kernels that can be split, a bias that cannot."""
+    up = jax.random.normal(jax.random.key(1), (3, 16)) * 0.2
+    return {"up": {"kernel": up}, "down": {"kernel": up.T}, "bias": jnp.zeros(3)}
 
 
-def test_dropped_conditions_are_the_ones_guidance_asks_for():
-    c = make_batch(400).conditions
-    drop = dataclasses.replace(
-        NO_DROPS, drop_audio=0.5, drop_text=0.3, drop_reference=0.2
-    )
-    d = jax.tree.map(np.asarray, supervised.drop_conditions(c, drop, jax.random.key(0)))
-    no_text = (d.text == c.null_text).all((1, 2))
-    no_reference = ~d.reference_tokens.any((1, 2, 3))
-    np.testing.assert_array_equal(no_reference, (d.reference == 0).all((1, 2, 3, 4)))
-    np.testing.assert_array_equal(d.has_reference_audio, d.has_audio & ~no_reference)
-    shares = [1 - d.has_audio.mean(), no_text.mean(), no_reference.mean()]
-    np.testing.assert_allclose(shares, (0.5, 0.3, 0.2), atol=0.07)
-    np.testing.assert_array_equal(d.motion, c.motion)
-    again = supervised.drop_conditions(c, NO_DROPS, jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, again, c)
+def wide_network(params):
+    kernel = params["up"]["kernel"] @ params["down"]["kernel"]
+    return toy_network({"kernel": kernel, "bias": params["bias"]})
 
 
-def test_timesteps_are_those_of_shifted_uniform_noise_levels():
-    seen = {}
-
-    def network(params):
-        def velocity(x, timestep, conditions, cache):
-            seen["sigma"] = timestep / 1000
-            seen["x"] = x
-            return x
-
-        return Network(lambda conditions: None, velocity)
-
-    batch = global_batch(2000)
-    supervised.flow_loss(network, NO_DROPS)({}, batch, jax.random.key(0))
-    sigma = np.asarray(seen["sigma"])
-    u = sigma / (3 - 2 * sigma)  # the shift undone
-    assert np.abs(np.sort(u) - np.linspace(0, 1, 2000)).max() < 0.04
-    # x is closer to the latents the smaller sigma is
-    clean = np.abs(seen["x"] - batch.latents).mean((1, 2, 3, 4))
-    assert np.corrcoef(clean, sigma)[0, 1] > 0.95
+def wide_step(state, batch, key):
+    loss = supervised.flow_loss(wide_network, NO_DROPS)
+    draw = supervised.flow_draw(NO_DROPS)
+    return supervised.make_step(draw, loss, ADAM)(state, batch, key)
 
 
-def test_optimizer_decays_kernels_only_and_warms_up():
-    config = dataclasses.replace(ADAM, weight_decay=0.1, warmup_steps=3)
-    params = {"layers": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))}}
-    state = optimizer.create_state(params, config)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    rates = []
-    for _ in range(5):
-        state, metrics = optimizer.apply_update(state, jnp.float32(0), zeros, config)
-        state = state._replace(step=state.step + 1)
-        rates.append(float(metrics["learning_rate"]))
-    np.testing.assert_allclose(rates, 0.05 * np.array([0.25, 0.5, 0.75, 1, 1]), 1e-6)
-    expected = np.prod(1 - 0.1 * np.array(rates))
-    np.testing.assert_allclose(state.params["layers"]["kernel"], expected, rtol=1e-5)
-    np.testing.assert_array_equal(state.params["layers"]["bias"], 1.0)
+def create_wide():
+    return optimizer.create_state(wide_params(), ADAM)
 
 
-def test_average_follows_its_recursion_and_can_be_off():
-    config = dataclasses.replace(ADAM, ema_decay=0.5)
-    state = optimizer.create_state(toy_params(), config)
-    average = np.asarray(state.ema["bias"])
-    for _ in range(3):
-        grads = jax.tree.map(jnp.ones_like, state.params)
-        state, _ = optimizer.apply_update(state, jnp.float32(0), grads, config)
-        average = 0.5 * average + 0.5 * np.asarray(state.params["bias"])
-    np.testing.assert_allclose(state.ema["bias"], average, rtol=1e-6)
-    off = optimizer.create_state(toy_params(), dataclasses.replace(ADAM, ema_decay=0.0))
-    assert off.ema is None and sampling_params(off) is off.params
-
-
-@pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_non_finite_update_changes_nothing_but_the_step(bad):
-    loss = jnp.float32(jnp.nan if bad == "loss" else 1.0)
-    state = create_toy()
-    grads = jax.tree.map(jnp.ones_like, state.params)
-    if bad == "gradient":
-        grads["bias"] = grads["bias"].at[0].set(jnp.inf)
-    kept, metrics = optimizer.apply_update(state, loss, grads, ADAM)
-    jax.tree.map(np.testing.assert_array_equal, kept, state)
-    assert metrics["skipped"] == 1
+def poisoned(rows, seed):
+    batch = make_batch(rows, seed)
+    if seed == 7:
+        batch.latents[:] = np.nan
+    return batch
 
 
 def test_a_poisoned_clip_is_named_and_the_run_goes_on(tmp_path, capsys):
-    def poisoned(rows, seed):
-        batch = make_batch(rows, seed)
-        if seed == 7:
-            batch.latents[:] = np.nan
-        return batch
-
     state = run_toy(tmp_path, 3, batches=toy_batches(8, poisoned))
     out = capsys.readouterr().out
     assert "not finite, update skipped; clips 700\n" in out
@@ -284,47 +202,98 @@ def test_a_poisoned_clip_is_named_and_the_run_goes_on(tmp_path, capsys):
 def test_a_run_that_only_diverges_is_stopped(tmp_path):
     def step(state, batch, key):
         state, metrics = supervised.make_step(
-            lambda p, b, k: (jnp.float32(jnp.nan) * p["bias"].sum(), {}), ADAM
+            lambda batch, key: batch,
+            lambda params, batch: (jnp.float32(jnp.nan) * params["bias"].sum(), {}),
+            ADAM,
         )(state, batch, key)
         return state, metrics
 
+    toy = (step, create_toy, 2)
     with pytest.raises(InputError, match=r"3 updates in a row .*learning_rate"):
-        run_toy(tmp_path, 50, step, max_skipped=3)
+        run_toy(tmp_path / "straight", 50, toy, max_skipped=3)
+    # wherever it was interrupted
+    assert int(run_toy(tmp_path / "broken", 2, toy, max_skipped=3).step) == 2
+    with pytest.raises(InputError, match=r"3 updates in a row"):
+        run_toy(tmp_path / "broken", 4, toy, max_skipped=3)
 
 
-def test_run_reports_lines_pictures_video_and_sound(tmp_path, capsys):
-    def on_sample(params, step):
-        assert params["bias"].shape == (CHANNELS,)
-        frames = np.zeros((6, 16, 24, 3), np.uint8)
-        frames[:, :, :12] = np.arange(0, 240, 40, dtype=np.uint8)[:, None, None, None]
-        wave = np.sin(np.arange(1600) / 10).astype(np.float32)
-        return {
-            "still": report.Image(frames[0]),
-            "clip": report.Video(frames, 25.0),
-            "clip/sound": report.Sound(wave, 16000),
-        }
+def test_held_out_pairs_are_scored_in_time_with_averaged_weights(tmp_path, capsys):
+    seen = {}
 
-    run_toy(tmp_path, 4, on_sample=on_sample, log_every=2, sample_every=2)
-    lines = [
-        json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]
-    ]
-    assert [x["step"] for x in lines] == [2, 4]
-    assert {"stage", "loss", "grad_norm", "learning_rate", "seconds"} <= lines[0].keys()
-    assert lines[0]["stage"] == "same_scene" and lines[0]["loss"] > 0
-    out = capsys.readouterr().out
-    assert "step 4/4  loss" in out and "steps/s" in out and "left" in out
-    assert "bias" in (tmp_path / "parameters.txt").read_text()
+    def on_evaluate(params, step):
+        seen[step] = jax.device_get(params)
+        return {"loss": 10.0 + step}
 
-    board = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0, "audio": 0})
+    given = {"on_evaluate": on_evaluate}
+    state = run_toy(tmp_path, 5, given=given, log_every=5, evaluate_every=2)
+    assert list(seen) == [2, 4, 5]
+    jax.tree.map(np.testing.assert_array_equal, seen[5], jax.device_get(state.ema))
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").open()]
+    scores = {x["step"]: x["held_out/loss"] for x in lines if "held_out/loss" in x}
+    assert scores == {2: 12.0, 4: 14.0, 5: 15.0}
+    assert "step 4/5  held out  loss 14\n" in capsys.readouterr().out
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    logged = [e.value for e in board.Scalars("loss")]
-    np.testing.assert_allclose(logged, [x["loss"] for x in lines], rtol=1e-6)
-    moving = board.Images("clip")[0]
-    assert moving.encoded_image_string[:6] == b"GIF89a"
-    assert (moving.width, moving.height) == (24, 16)
-    assert [e.step for e in board.Images("still")] == [2, 4]
-    sound = board.Audio("clip/sound")[0]
-    assert sound.sample_rate == 16000 and sound.encoded_audio_string[:4] == b"RIFF"
+    assert [e.value for e in board.Scalars("held_out/loss")] == [12.0, 14.0, 15.0]
+
+
+class Limit:
+    """A watch: stops after so many steps, wherever they were run."""
+
+    def __init__(self, limit):
+        self.limit, self.losses = limit, []
+
+    def see(self, step, metrics):
+        assert isinstance(metrics["loss"], float) and "clip" not in metrics
+        self.losses.append(metrics["loss"])
+        return f"{self.limit} losses" if len(self.losses) == self.limit else None
+
+    def get_state(self):
+        return {"losses": self.losses}
+
+    def set_state(self, state):
+        self.losses = state["losses"]
+
+
+def test_a_watch_stops_the_run_at_the_same_step_wherever_it_was_interrupted(tmp_path):
+    straight, broken = Limit(4), Limit(4)
+    run_toy(tmp_path / "straight", 9, given={"watch": straight}, log_every=3)
+    run_toy(tmp_path / "broken", 3, given={"watch": Limit(4)})
+    state = run_toy(tmp_path / "broken", 9, given={"watch": broken})
+    assert int(state.step) == 4
+    assert broken.losses == straight.losses and len(broken.losses) == 4
+    assert (tmp_path / "straight/checkpoints/4").is_dir()
+
+
+def test_what_a_watch_stopped_goes_on_only_without_it(tmp_path, capsys):
+    run_toy(tmp_path, 9, given={"watch": Limit(4)})
+    assert "stopped and saved at step 4 by its guard" in capsys.readouterr().out
+    before = (tmp_path / "metrics.jsonl").read_text()
+    state = run_toy(tmp_path, 9, given={"watch": Limit(4)})
+    said = capsys.readouterr().out
+    assert int(state.step) == 4
+    assert "by its guard, and the same command goes no further: 4 losses\n" in said
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert int(run_toy(tmp_path, 6).step) == 6
+    assert "goes on without the guard that stopped it (4 losses)" in (
+        capsys.readouterr().out
+    )
+    assert int(run_toy(tmp_path, 7, given={"watch": Limit(4)}).step) == 7
+
+
+def test_a_watch_is_not_shown_what_was_skipped(tmp_path):
+    watch = Limit(99)
+    run_toy(tmp_path, 3, batches=toy_batches(8, poisoned), given={"watch": watch})
+    assert 0 < len(watch.losses) < 3 and np.isfinite(watch.losses).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("log_every", 0), ("keep", 0), ("evaluate_every", -1)]
+)
+def test_intervals_that_mean_nothing_are_named(field, value):
+    train = dict(tiny_config().train) | {field: value}
+    with pytest.raises(InputError, match=rf"train\.{field}: {value}: give at least"):
+        loop.LoopConfig(**train)
 
 
 def test_a_misspelt_field_ends_in_one_line_and_exit_code_2(tmp_path):

@@ -63,6 +63,16 @@ class _Part(nnx.Module):
         self.parameters = nnx.List(parameters)
 
 
+def is_added(key: Key) -> bool:
+    """Whether TAVR adds this parameter to Wan. The patch embedding is Wan's."""
+    return key[0] in _ADDED or (key[0] == "blocks" and key[1] in _ADDED_TO_BLOCKS)
+
+
+def learns_anew(key: Key) -> bool:
+    """What is added, and the one parameter of Wan's that has new rows: see (1)."""
+    return is_added(key) or key == _PATCH
+
+
 def entries(model: nnx.Module, *, diffusers: bool = False) -> list[Entry]:
     """Wan's tensors and where they live in `model`, which may be abstract.
 
@@ -70,7 +80,7 @@ def entries(model: nnx.Module, *, diffusers: bool = False) -> list[Entry]:
     """
     table = []
     for e in weights_tavr.entries(model):
-        if e.ours[0] in _ADDED or (e.ours[1:2] and e.ours[1] in _ADDED_TO_BLOCKS):
+        if is_added(e.ours):
             continue
         name, shape = e.official, e.shape
         if e.ours == _PATCH:
@@ -97,6 +107,7 @@ def load_wan(
 ) -> Module:
     """A copy of `model`, freshly made, with Wan's weights, (1) and (2).
 
+    What is Wan's (not `is_added`) may be abstract in `model`: it is not looked at.
     See `published.fill` for `dtype`, which is of Wan's tensors, for shardings and
     errors. An image-to-video file has tensors that are unknown here: InputError.
     """
@@ -130,9 +141,14 @@ def _wans(key: Key, variable: nnx.Variable, config) -> nnx.Variable:
     return variable.replace(jnp.zeros((rows, variable.shape[1]), variable.dtype))
 
 
-def _with_masks(wan: jax.Array, ours: jax.Array, config) -> jax.Array:
+def _with_masks(
+    wan: jax.Array, ours: jax.Array | jax.ShapeDtypeStruct, config
+) -> jax.Array:
     """(1). Rows are ordered (time, row, column, channel)."""
     pixels = math.prod(config.patch_size)
     value = wan.reshape(pixels, -1, wan.shape[1])
     value = jnp.pad(value, ((0, 0), (0, _MASKS), (0, 0))).reshape(ours.shape)
-    return jax.device_put(value, ours.sharding) if ours.committed else value
+    anywhere = isinstance(ours, jax.Array) and not ours.committed
+    return (
+        value if anywhere or not ours.sharding else jax.device_put(value, ours.sharding)
+    )

@@ -131,7 +131,9 @@ def plot_svg(plot: Plot) -> str:
     ]
     if not finite:
         return ""
-    xs, ys = _ticks([s.steps for s in finite]), _ticks([s.values for s in finite])
+    steps = [step for s in finite for step in s.steps]
+    values = [value for s in finite for value in s.values]
+    xs, ys = (ticks(min(axis), max(axis)) for axis in (steps, values))
     width, height, left, right, top, bottom = _PLOT
 
     def place(step: Number, value: Number) -> tuple[float, float]:
@@ -275,9 +277,8 @@ def _finite(point: tuple[Number, Number]) -> bool:
     return all(map(math.isfinite, point))
 
 
-def _ticks(lines: list[list[Number]]) -> list[float]:
-    """Three to seven round numbers that enclose every value."""
-    low, high = min(map(min, lines)), max(map(max, lines))
+def ticks(low: Number, high: Number) -> list[float]:
+    """Three to seven round numbers that enclose both."""
     if low == high:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / 5

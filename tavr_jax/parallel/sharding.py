@@ -17,7 +17,7 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from tavr_jax.errors import InputError
 from tavr_jax.types import PyTree
@@ -75,7 +75,7 @@ def batch(mesh: Mesh, rows: int, group: int = 1) -> NamedSharding:
     A policy batch has few samples and `group` rollouts of each: where only the
     rollouts divide, every device holds all samples. InputError where nothing divides.
     """
-    shares = _size(mesh, RULES["B"])
+    shares = batch_shares(mesh)
     if rows % shares == 0:
         return NamedSharding(mesh, spec("B"))
     if rows * group % shares == 0:
@@ -87,19 +87,30 @@ def batch(mesh: Mesh, rows: int, group: int = 1) -> NamedSharding:
     )
 
 
-def host_share(sharding: NamedSharding, rows: int) -> tuple[int, int]:
-    """(shard, shards): which part of every batch of `rows` this process has to load."""
-    spans = [
+def batch_shares(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the axis B of an array falls; 1 outside of any mesh."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in RULES["B"])
+
+
+def host_rows(
+    sharding: NamedSharding, rows: int, process: int | None = None
+) -> np.ndarray:
+    """Rows, ascending, of every batch of `rows` samples that a process has to load.
+
+    `process`: its index; default this one. They need not be neighbours: a mesh of TPUs
+    follows the links, and the devices of a host may lie anywhere along an axis.
+    """
+    process = jax.process_index() if process is None else process
+    spans = {
         index[0].indices(rows)[:2]
         for device, index in sharding.devices_indices_map((rows,)).items()
-        if device.process_index == jax.process_index()
-    ]
-    start, stop = min(s for s, _ in spans), max(s for _, s in spans)
-    return start // (stop - start), rows // (stop - start)
+        if device.process_index == process
+    }
+    return np.concatenate([np.arange(*span) for span in sorted(spans)])
 
 
 def place(sharding: NamedSharding, rows: int, local: PyTree) -> PyTree:
-    """This process's part of a batch (numpy leaves) as part of the global batch."""
+    """The `host_rows` of a batch (numpy leaves) as this process's part of it."""
 
     def put(leaf: np.ndarray) -> jax.Array:
         leaf = np.asarray(leaf)

@@ -1,1 +1,1 @@
-"""Policy gradient: rollouts, rewards, objective."""
+"""Policy gradient: groups of rollouts, their rewards, two ways to learn from them."""

@@ -1,17 +1,33 @@
 """Rewards: functions of decoded frames and of the speech they were made for.
 
-    (1) identity = mean over generated frames f and over all faces j of the reference
-                   of cos(z_f, z_j)
-    (2) lipsync  = confidence of the sync network: median - min of its distance over
-                   time shifts
+    (1) identity  = mean over generated frames f and over all faces j of the reference
+                    of cos(z_f, z_j)
+    (2) lipsync   = confidence of the sync network: median - min of its distance over
+                    time shifts
+    (3) sharpness = mean over frames f of like(detail(f), detail of the real frame f)
+                    detail = sqrt(avg (Laplacian Y)^2 / (var Y + c))
+    (4) motion    = like(change, change of the real window)
+                    change = sqrt(avg (Y_{f+1} - Y_f)^2 / (avg var Y + c))
+
+    like(a, b) = (min(a, b) + d) / (max(a, b) + d),  Y = luma of a face crop
 
 (1) averages over the whole pool, because a single reference face can be copied: a rigid
 frontal face is close to one frame of a person, not to all of them (IPRO, 2510.14255).
-(2) keeps the face moving. Both networks differ from those of the evaluation. Ours.
+(2) keeps the mouth moving, (4) the rest of the face.
+
+(3) and (4) are shares of what the real target has, decoded from its latents by the same
+codec, in 0..1. Detail or movement without bound would be reached by noise and flicker;
+here more than the real video has is as wrong as less. Both are relative to contrast, so
+that neither is gained by exaggerating it. The frames of (4) are cut at one place, the
+mean of the window's boxes: a still picture has no motion, whatever path the real head
+took. All four are ours.
+
+A held-out evaluator adds a fifth number, "judged_identity": (1) by another
+face network. It is measured only; where it parts from (1), the reward is being hacked.
 
 Decoding dominates the cost, so a window of a few latents is judged, drawn per step and
 shared by all members of a group. A window that does not begin at the first latent is
-decoded as if it did; its first frame is softer, for every member alike.
+decoded as if it did; its first frame is softer, for every member and the real one.
 """
 
 from collections.abc import Callable
@@ -21,10 +37,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tavr_jax.rl.crop import crop
 from tavr_jax.types import Batch
 
 FRAMES_PER_LATENT = 4
-CROP = 1.25  # side of a face crop / longer side of the face box
+LUMA = (0.299, 0.587, 0.114)
+_CONTRAST_FLOOR = 1e-3  # c: a deviation of 0.03, of pixels in [-1, 1]
+_LEAST = 0.01  # d: less detail or change than this is none
 
 
 class Judges(NamedTuple):
@@ -35,6 +54,8 @@ class Judges(NamedTuple):
     confidence: Callable[[Array, Array], Array]  # faces "N F Y X 3", mel -> " N"
     face_size: int  # Y = X of the crops that embed_face reads
     lips_size: int  # of those that confidence reads
+    # another face network, for the same crops; its score is never learned from
+    held_out: Callable[[Array], Array] | None = None
 
 
 def rewards(
@@ -44,27 +65,44 @@ def rewards(
     length: int,
     key: Array,
 ) -> dict[str, Float[Array, " N"]]:
-    """(1) and (2) of N = B G samples. `length` latents are decoded; key is consumed."""
+    """(1)-(4) of N = B G samples, and "judged_identity" where a judge is given.
+
+    `length` latents are decoded; key is consumed.
+    """
     group = latents.shape[0] // batch.clip.shape[0]
     first = jax.random.randint(key, (), 0, latents.shape[1] - length + 1)
-    window = jax.lax.dynamic_slice_in_dim(latents, first, length, axis=1)
-    frames = judges.decode(window)
+    frames, real = (
+        judges.decode(jax.lax.dynamic_slice_in_dim(x, first, length, axis=1))
+        for x in (latents, batch.latents)
+    )
 
     def under(rows: Array) -> Array:
-        """The rows (one a frame) below the decoded window, for all members."""
+        """The rows (one a frame) below the decoded window."""
         start = first * FRAMES_PER_LATENT
-        rows = jax.lax.dynamic_slice_in_dim(rows, start, frames.shape[1], axis=1)
+        return jax.lax.dynamic_slice_in_dim(rows, start, frames.shape[1], axis=1)
+
+    def for_members(rows: Array) -> Array:
         return jnp.repeat(rows, group, axis=0)
 
-    boxes = under(batch.face_box)
+    target_boxes = under(batch.face_box)
+    boxes = for_members(target_boxes)
     faces = crop(frames, boxes, judges.face_size)
-    embedded = _embed(judges.embed_face, faces)
-    pool = _embed(judges.embed_face, batch.faces.astype(jnp.float32) / 127.5 - 1.0)
     lips = crop(frames, boxes, judges.lips_size)
-    return {
-        "identity": identity(embedded, jnp.repeat(pool, group, axis=0)),
-        "lipsync": judges.confidence(lips, under(batch.mel)),
+    targets = crop(real, target_boxes, judges.face_size)
+    changed, change_wanted = (
+        change(crop(shown, _one_place(where), judges.face_size))
+        for shown, where in ((frames, boxes), (real, target_boxes))
+    )
+    pool = batch.faces.astype(jnp.float32) / 127.5 - 1.0
+    scores = {
+        "identity": _identity(judges.embed_face, faces, pool),
+        "lipsync": judges.confidence(lips, for_members(under(batch.mel))),
+        "sharpness": like(detail(faces), for_members(detail(targets))).mean(1),
+        "motion": like(changed, for_members(change_wanted)),
     }
+    if judges.held_out is not None:
+        scores["judged_identity"] = _identity(judges.held_out, faces, pool)
+    return scores
 
 
 def identity(
@@ -74,38 +112,44 @@ def identity(
     return jnp.einsum("nz,nz->n", faces.mean(1), pool.mean(1))
 
 
-def crop(
-    frames: Float[Array, "N F Y X 3"], boxes: Float[Array, "N F 4"], size: int
-) -> Float[Array, "N F size size 3"]:
-    """Faces cut out as the pool's faces were: squares on the centre of the box, 1.25
-    times its longer side wide, the frame's edge repeated outside of it.
-
-    `boxes` are (left, top, right, bottom) in 0..1.
-    """
-    rows, columns = frames.shape[2:4]
-    pixels = boxes * jnp.array([columns, rows, columns, rows], jnp.float32)[None, None]
-    low, high = pixels[..., :2], pixels[..., 2:]
-    side = jnp.maximum(CROP * (high - low).max(-1), 1.0)
-    start = (low + high - side[..., None]) / 2
-    across = _resampling(start[..., 0], side, columns, size)
-    down = _resampling(start[..., 1], side, rows, size)
-    cut = jnp.einsum("nfoy,nfyxc->nfoxc", down, frames)
-    return jnp.einsum("nfpx,nfoxc->nfopc", across, cut)
+def detail(faces: Float[Array, "N F Y X 3"]) -> Float[Array, "N F"]:
+    """Of (3): how much of the contrast of each frame lies between neighbours."""
+    y = _luma(faces)
+    neighbours = y[..., 2:, 1:-1] + y[..., :-2, 1:-1] + y[..., 1:-1, 2:]
+    laplacian = neighbours + y[..., 1:-1, :-2] - 4.0 * y[..., 1:-1, 1:-1]
+    energy = jnp.square(laplacian).mean((2, 3))
+    return jnp.sqrt(energy / (y.var((2, 3)) + _CONTRAST_FLOOR))
 
 
-def _resampling(
-    start: Float[Array, "N F"], side: Float[Array, "N F"], pixels: int, size: int
-) -> Float[Array, "N F size pixels"]:
-    """Rows of weights: `size` samples of an axis from `start` on, `side` pixels wide.
+def change(faces: Float[Array, "N F Y X 3"]) -> Float[Array, " N"]:
+    """Of (4): of consecutive frames, cut at one place; F > 1."""
+    y = _luma(faces)
+    energy = jnp.square(y[:, 1:] - y[:, :-1]).mean((1, 2, 3))
+    return jnp.sqrt(energy / (y.var((2, 3)).mean(1) + _CONTRAST_FLOOR))
 
-    Linear between pixels; wider triangles where the crop shrinks, against aliasing.
-    """
-    step = side[..., None] / size
-    at = start[..., None] + (jnp.arange(size) + 0.5)[None, None] * step - 0.5
-    at = jnp.clip(at, 0.0, pixels - 1.0)[..., None]
-    distance = jnp.abs(jnp.arange(pixels)[None, None, None] - at)
-    weights = jnp.maximum(1.0 - distance / jnp.maximum(step, 1.0)[..., None], 0.0)
-    return weights / weights.sum(-1, keepdims=True)
+
+def like(a: Array, b: Array) -> Array:
+    """Share of the smaller in the larger: 1 where they are equal, else less."""
+    return (jnp.minimum(a, b) + _LEAST) / (jnp.maximum(a, b) + _LEAST)
+
+
+def _luma(faces: Float[Array, "N F Y X 3"]) -> Float[Array, "N F Y X"]:
+    return faces @ jnp.asarray(LUMA, faces.dtype)
+
+
+def _one_place(boxes: Float[Array, "N F 4"]) -> Float[Array, "N F 4"]:
+    return jnp.broadcast_to(boxes.mean(1, keepdims=True), boxes.shape)
+
+
+def _identity(
+    embed: Callable[[Array], Array],
+    faces: Float[Array, "N F Y X 3"],
+    pool: Float[Array, "B J Y X 3"],
+) -> Float[Array, " N"]:
+    """(1) by one face network; the pool of a sample serves all members of its group."""
+    group = faces.shape[0] // pool.shape[0]
+    embedded = [_embed(embed, crops) for crops in (faces, pool)]
+    return identity(embedded[0], jnp.repeat(embedded[1], group, axis=0))
 
 
 def _embed(

@@ -1,80 +1,148 @@
-"""Rollouts: groups of samples that start from one noise and part at stochastic steps.
+"""Groups of rollouts, and what an algorithm does with them.
 
-Most steps are the deterministic Euler ODE; `stochastic_steps` of them, drawn from the
-first `window` share of the schedule, take a stochastic step of `objective.STEPS`. With
-one such step, everything in which two members of a group differ was decided there, and
-its reward is credited there.
-
-The reference is prefilled once per sample and shared by the members of its group.
+A group is G rollouts of one sample. The reference is prefilled once per sample and
+shared by the members of its group: computed once, but each member of a device holds its
+keys and values, for attention reads them row by row.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from tavr_jax.diffusion.guidance import Network, guided
-from tavr_jax.diffusion.schedule import Schedule
 from tavr_jax.errors import InputError
 from tavr_jax.parallel.sharding import constrain
-from tavr_jax.rl import objective
-from tavr_jax.rl.objective import Levels, Transition
-from tavr_jax.types import Conditions, PyTree
+from tavr_jax.rl import sde
+from tavr_jax.types import Conditions, Metrics, PyTree
 
-# (latents, timestep) -> velocity, guidance and caches inside
+# (latents "N T H W C", timestep " N") -> velocity, guidance and caches inside
 GroupVelocity = Callable[[Array, Array], Array]
+
+# The same of parameters that do not learn, for k calls: "k N T H W C", "k N"
+Answers = Callable[[Array, Array], Array]
+
+ALGORITHMS = ("grpo", "nft")
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
     """Section `policy`; meanings and values are in configs/base.py."""
 
+    algorithm: str
     group_size: int
     steps: int
     shift: float
+    audio_scale: float
+    text_scale: float
+    updates: int
+    kl_weight: float
+    advantage_clip: float
     sde: str
     eta: float
     stochastic_steps: int
     window: float
-    audio_scale: float
-    text_scale: float
-    updates: int
     clip_range: float
-    kl_weight: float
-    advantage_clip: float
+    ratio_norm: bool
+    nft_beta: float
     reward_latents: int
     identity_weight: float
     lipsync_weight: float
+    sharpness_weight: float
+    motion_weight: float
+    guard_window: int
+    guard_fall: float
 
     def __post_init__(self):
-        if self.sde not in objective.STEPS:
-            expected = " | ".join(objective.STEPS)
-            raise InputError(f"policy.sde: {self.sde!r}: expected {expected}")
-        if not 0 < self.stochastic_steps < self.steps:
+        """InputError: a field has no meaning."""
+        for name, holds, expected in self._bounds():
+            if not holds:
+                value = getattr(self, name)
+                raise InputError(f"policy.{name}: {value!r}: expected {expected}")
+        if not any(self.weights.values()):
             raise InputError(
-                f"policy.stochastic_steps: {self.stochastic_steps}: expected 1 to "
-                f"{self.steps - 1}; the last of policy.steps is never stochastic"
+                "policy: identity_weight, lipsync_weight, sharpness_weight and "
+                "motion_weight are all 0: nothing to learn from"
             )
-        if self.group_size < 2 or self.updates < 1:
-            raise InputError(
-                f"policy: group_size {self.group_size}, updates {self.updates}: a "
-                "group needs 2 members to compare, and a step 1 update"
-            )
+
+    def _bounds(self) -> list[tuple[str, bool, str]]:
+        positive = ("shift", "advantage_clip", "clip_range", "nft_beta")
+        steps = f"1 to {self.steps - 1}: the last of policy.steps is never stochastic"
+        most = 1 if self.sde == "cps" else math.inf
+        return [
+            ("algorithm", self.algorithm in ALGORITHMS, " | ".join(ALGORITHMS)),
+            ("sde", self.sde in sde.STEPS, " | ".join(sde.STEPS)),
+            ("stochastic_steps", 0 < self.stochastic_steps < self.steps, steps),
+            ("group_size", self.group_size >= 2, "2 or more members to compare"),
+            ("updates", self.updates >= 1, "1 or more"),
+            *((name, getattr(self, name) > 0, "more than 0") for name in positive),
+            ("kl_weight", self.kl_weight >= 0, "0 or more"),
+            ("eta", 0 <= self.eta <= most, "0 or more, and at most 1 for sde=cps"),
+            ("window", 0 < self.window <= 1, "a share of the steps, above 0, up to 1"),
+            ("guard_window", self.guard_window >= 5, "5 steps or more"),
+            ("guard_fall", 0 <= self.guard_fall < 1, "0 (off) or more, below 1"),
+        ]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the rewards, by their names in rewards.py."""
+        return {
+            "identity": self.identity_weight,
+            "lipsync": self.lipsync_weight,
+            "sharpness": self.sharpness_weight,
+            "motion": self.motion_weight,
+        }
+
+
+class Start(NamedTuple):
+    """What N = B G rollouts are told, members of a group next to each other."""
+
+    given: Float[Array, "N T H W C"]  # motion latents, zero elsewhere
+    drawn: Bool[Array, "N T"]  # false: given, and stays as it is
+
+    def filled(self, latents: Float[Array, "N T H W C"]) -> Array:
+        """`latents`, with the given ones in their place."""
+        return jnp.where(self.drawn[:, :, None, None, None], latents, self.given)
 
 
 class Rollout(NamedTuple):
-    """N = B G finished samples, members of a group next to each other, and what their
-    "k" stochastic steps need to be judged again under other parameters."""
+    """N finished samples, and what the algorithm noted on the way."""
 
     latents: Float[Array, "N T H W C"]  # at sigma 0
-    start: Float[Array, "k N T H W C"]  # x before a stochastic step
-    following: Float[Array, "k N T H W C"]  # x after it
-    mean: Float[Array, "k N T H W C"]  # of that step, under the policy that rolled out
-    log_prob: Float[Array, "k N"]
-    index: Int[Array, " k"]  # which steps of the schedule they were, ascending
+    trace: PyTree
+
+
+class Scored(NamedTuple):
+    """What an algorithm learns from."""
+
+    rolled: Rollout
+    advantage: Float[Array, " N"]
+    drawn: Bool[Array, "N T"]
+
+
+class Algorithm(NamedTuple):
+    """How scored rollouts become a loss: rl/grpo.py and rl/nft.py.
+
+    A question is one network call per member and what its answer is judged by: leaves
+    "N ...", so that it can be cut into parts of members. An update has k of them.
+    """
+
+    # who rolls out: the average of the weights, where there is one; else the weights
+    averaged: bool
+    # (velocity, start, config, key) -> rollout
+    roll_out: Callable[[GroupVelocity, Start, PolicyConfig, Array], Rollout]
+    # (scored, answers of who rolled out, of the reference or None, config) -> a
+    # function of a key, the questions of one update: leaves "k N ..."
+    questions: Callable[
+        [Scored, Answers, Answers | None, PolicyConfig], Callable[[Array], PyTree]
+    ]
+    # (velocity, question, first, config) -> loss and metrics of each member, " N";
+    # `first`: nothing was updated since the rollout
+    loss: Callable[[GroupVelocity, PyTree, Array, PolicyConfig], tuple[Array, Metrics]]
 
 
 def repeated(tree: PyTree, group: int) -> PyTree:
@@ -82,14 +150,21 @@ def repeated(tree: PyTree, group: int) -> PyTree:
     return jax.tree.map(lambda x: constrain(jnp.repeat(x, group, axis=0), "B"), tree)
 
 
+def begin(conditions: Conditions, drawn: Bool[Array, "B T"], group: int) -> Start:
+    """For `group` members of each sample; `drawn` is false where motion is given."""
+    rest = drawn.shape[1] - conditions.motion.shape[1]
+    given = jnp.pad(conditions.motion, ((0, 0), (0, rest), (0, 0), (0, 0), (0, 0)))
+    given = jnp.where(drawn[:, :, None, None, None], 0.0, given)
+    return Start(*repeated((given, drawn), group))
+
+
 def group_velocity(
-    network: Network, conditions: Conditions, config: PolicyConfig
+    network: Network, conditions: Conditions, group: int, config: PolicyConfig
 ) -> GroupVelocity:
-    """Guided velocity of all members of all groups. `conditions` has one row a sample.
+    """Guided velocity of `group` members of each sample of `conditions`.
 
     The empty caption stands in for a negative one.
     """
-    group = config.group_size
 
     def prefill(members: Conditions) -> PyTree:
         samples = jax.tree.map(lambda x: x[::group], members)
@@ -103,96 +178,6 @@ def group_velocity(
         config.text_scale,
         config.audio_scale,
     )
-
-
-def stochastic_indices(config: PolicyConfig, key: Array) -> Int[Array, " k"]:
-    """Which steps are stochastic, ascending. The last never is: (3) has no noise there.
-
-    `key` is consumed.
-    """
-    room = max(config.stochastic_steps, round(config.window * config.steps))
-    room = min(room, config.steps - 1)
-    drawn = jax.random.choice(key, room, (config.stochastic_steps,), replace=False)
-    return jnp.sort(drawn)
-
-
-def rollout(
-    velocity: GroupVelocity,
-    noise: Float[Array, "N T H W C"],
-    motion: Float[Array, "N P H W C"],
-    mask: Bool[Array, "N T"],
-    schedule: Schedule,
-    config: PolicyConfig,
-    key: Array,
-) -> Rollout:
-    """From shared noise to samples. `mask` is false for latents given by `motion`.
-
-    `noise` repeats one draw over each group; `key` is consumed.
-    """
-    index_key, noise_key = jax.random.split(key)
-    index = stochastic_indices(config, index_key)
-    drawn = mask[:, :, None, None, None]
-    rest = noise.shape[1] - motion.shape[1]
-    given = jnp.pad(motion, ((0, 0), (0, rest), (0, 0), (0, 0), (0, 0)))
-    start = jnp.where(drawn, noise, given)
-    kept = Rollout(
-        latents=start,
-        start=jnp.zeros((config.stochastic_steps, *start.shape)),
-        following=jnp.zeros((config.stochastic_steps, *start.shape)),
-        mean=jnp.zeros((config.stochastic_steps, *start.shape)),
-        log_prob=jnp.zeros((config.stochastic_steps, start.shape[0])),
-        index=index,
-    )
-
-    def step(carry: Rollout, i: Array) -> tuple[Rollout, None]:
-        x = carry.latents
-        stochastic = (index == i).any()
-        eta = jnp.where(stochastic, config.eta, 0.0)
-        transition = _transition(velocity, x, i, schedule, config, eta)
-        draw = jax.random.normal(jax.random.fold_in(noise_key, i), x.shape)
-        following = transition.mean + transition.std * draw
-        following = jnp.where(drawn, following, given)
-        # An ODE step has no density; its value here is dropped below.
-        dense = transition._replace(std=jnp.where(stochastic, transition.std, 1.0))
-        log_prob = objective.log_prob(config.sde, following, dense, mask)
-
-        slot = jnp.searchsorted(index, i)
-        write = jnp.where(stochastic, slot, config.stochastic_steps)  # past end: drop
-        return carry._replace(
-            latents=following,
-            start=carry.start.at[write].set(x, mode="drop"),
-            following=carry.following.at[write].set(following, mode="drop"),
-            mean=carry.mean.at[write].set(transition.mean, mode="drop"),
-            log_prob=carry.log_prob.at[write].set(log_prob, mode="drop"),
-        ), None
-
-    return jax.lax.scan(step, kept, jnp.arange(config.steps))[0]
-
-
-def judge(
-    velocity: GroupVelocity,
-    start: Float[Array, "N T H W C"],
-    index: Int[Array, ""],
-    schedule: Schedule,
-    config: PolicyConfig,
-) -> Transition:
-    """The Gaussian of one stochastic step under the parameters inside `velocity`."""
-    return _transition(velocity, start, index, schedule, config, config.eta)
-
-
-def _transition(
-    velocity: GroupVelocity,
-    x: Array,
-    index: Array,
-    schedule: Schedule,
-    config: PolicyConfig,
-    eta: Array | float,
-) -> Transition:
-    sigmas = jnp.asarray(schedule.sigmas)
-    timestep = jnp.asarray(schedule.timesteps)[index]
-    v = velocity(x, jnp.broadcast_to(timestep, x.shape[:1]))
-    levels = Levels(sigmas[index], sigmas[index + 1], sigmas[1])
-    return objective.STEPS[config.sde](x, v, levels, eta)
 
 
 def _repeat_cache(

@@ -4,16 +4,22 @@
     WORKDIR/checkpoints/<step>/params    what is trained
                                ema       its average, where there is one
                                opt_state moments
-                               data      where the data iterator stands
+                               progress  JSON: where the data iterator and the loop
+                                         stand, and which data it is
 
-A step's folder appears under its name only when it is complete. Resuming a run
+A step's folder appears under its name only when it is complete: it is written in the
+background, from a copy, while training goes on. Resuming a run
 (`Checkpoints.restore`: everything, exactly) and loading weights to start from
 (`load_params`) are different things.
 """
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +28,19 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    EveryNSteps,
+    LatestN,
+)
 
 from tavr_jax.errors import InputError
 from tavr_jax.training.state import TrainState
 from tavr_jax.types import PyTree
 
-# What a run may not change when it resumes: shapes, meaning and order of the data.
-# Everything else (rates, lengths, intervals, devices) may.
+# What a run may not change when it resumes: shapes, meaning and order of the data, and
+# what is asked of it. Everything else (rates, lengths, intervals, devices, parts of a
+# batch, guards) may. Data itself is told by its contents, wherever it lies.
 FIXED = (
     "stage",
     "seed",
@@ -39,53 +51,107 @@ FIXED = (
     "text",
     "face",
     "lipsync",
+    "networks.codec",
+    "networks.text",
+    "networks.tokenizer",
+    "networks.speech",
+    "networks.face",
+    "networks.lipsync",
     "flow",
     "policy",
     "data.orientation",
     "data.split",
     "data.batch_size",
     "data.pairs",
+    "data.curriculum",
+    "data.per_person",
+    "data.reference_latents",
     "data.continuation",
+    "data.frames",
+    "data.workers",  # Grain's iterator counts by worker
+    "optimizer.trainable",
     "optimizer.ema_decay",
+    "lora",
 )
-_ITEMS = ("params", "opt_state", "data")
+_FREE = ("policy.guard_window", "policy.guard_fall")  # of the sections above
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax is writing
+_ITEMS = ("params", "opt_state", "progress")
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, as its training run sees them."""
+    """The checkpoints of one workdir, as its training run sees them.
 
-    def __init__(self, workdir: str | os.PathLike, config: ConfigDict):
-        """Write config.json. InputError if the workdir holds checkpoints of another run
-        (the first differing field is named) or cannot be written."""
-        workdir = Path(workdir).absolute()
-        self._folder = workdir / "checkpoints"
+    InputError, from any method: the disk is full, a folder cannot be written or read.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, config: ConfigDict, data: str):
+        """Look, and write nothing yet. `data`: fingerprint of what is trained on.
+
+        InputError if the workdir holds checkpoints of another run (the first differing
+        field is named) or of other data.
+        """
+        self._workdir, self._config = Path(workdir).absolute(), config
+        self._folder, self._data = self._workdir / "checkpoints", data
+        if jax.process_index() == 0 and self.latest() is not None:
+            _check_same(self._workdir, read_config(self._workdir), config)
+            self._check_data()
+
+    def claim(self) -> None:
+        """Write config.json, before anything else is: everything else was accepted.
+
+        InputError if the workdir cannot be written.
+        """
+        config = self._config
         if jax.process_index() == 0:
-            _claim(workdir, config, bool(_complete_steps(self._folder)))
+            _claim(self._workdir, config)
+        kept = [LatestN(config.train.keep)]
+        if config.train.keep_every:
+            kept.append(EveryNSteps(config.train.keep_every))
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.train.keep,
-                # On CPU a device array is host memory: writing it in the background
-                # would read what the next step donates.
-                enable_async_checkpointing=jax.default_backend() != "cpu",
+                preservation_policy=AnyPreservationPolicy(kept)
             ),
         )
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
-        return max(_complete_steps(self._folder), default=None)
+        return max(complete_steps(self._folder), default=None)
 
-    def save(self, state: TrainState, batches: Iterator[Any]) -> None:
-        """State and data iterator, under the state's step."""
+    def notes(self) -> dict[str, Any]:
+        """What the loop noted with the newest checkpoint; {} where there is none."""
+        return {} if self.latest() is None else self._progress()["notes"]
+
+    def stopped(self) -> str | None:
+        """Why a watch ended the run at the newest checkpoint; None: it did not."""
+        return self.notes().get("stopped")
+
+    def save(
+        self, state: TrainState, batches: Iterator[Any], notes: dict[str, Any]
+    ) -> None:
+        """State, data iterator and notes (JSON), under the state's step.
+
+        Returns before it is on disk; the state may be donated at once.
+        """
+        progress = {
+            "batches": batches.get_state(),
+            "notes": notes,
+            "data": self._data,
+        }
+        if jax.default_backend() == "cpu":
+            # Elsewhere Orbax copies to the host before it returns. Here device arrays
+            # are host memory, which it goes on reading while the next steps run.
+            state = _copy(state)
         items = {
             "params": ocp.args.StandardSave(state.params),
             "opt_state": ocp.args.StandardSave(state.opt_state),
-            "data": ocp.args.JsonSave(batches.get_state()),
+            "progress": ocp.args.JsonSave(json.loads(json.dumps(progress))),
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         step = int(state.step)
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with _told(self._folder / str(step), "cannot be written", _PLACE):
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, abstract: TrainState, batches: Iterator[Any]) -> TrainState:
         """The newest complete state, on the shardings of `abstract`; `batches` is set
@@ -95,25 +161,54 @@ class Checkpoints:
         items = {
             "params": ocp.args.StandardRestore(abstract.params),
             "opt_state": ocp.args.StandardRestore(abstract.opt_state),
-            "data": ocp.args.JsonRestore(),
         }
         if abstract.ema is not None:
             items["ema"] = ocp.args.StandardRestore(abstract.ema)
-        try:
+        with _told(folder, "cannot be restored", _DAMAGED):
+            _check_shapes(folder / "params", abstract.params)
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, OSError, KeyError) as error:
-            raise InputError(
-                f"{folder}: cannot be restored ({_line(error)}); remove this folder to "
-                "resume from the checkpoint before it"
-            ) from error
-        batches.set_state(found["data"])
+        batches.set_state(self._progress()["batches"])
         counter = jax.device_put(jnp.int32(step), abstract.step.sharding)
         ema = None if abstract.ema is None else found["ema"]
         return TrainState(counter, found["params"], found["opt_state"], ema)
 
-    def wait(self) -> None:
-        """Until everything saved is on disk."""
-        self._manager.wait_until_finished()
+    def close(self) -> None:
+        """Wait until everything saved is on disk."""
+        with _told(self._folder, "cannot be written", _PLACE):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def _progress(self) -> dict[str, Any]:
+        folder = self._folder / str(self.latest())
+        with _told(folder, "cannot be restored", _DAMAGED):
+            return ocp.JsonCheckpointHandler().restore(folder / "progress")
+
+    def _check_data(self) -> None:
+        if self._progress()["data"] != self._data:
+            raise InputError(
+                f"--config.data.path: {self._config.data.path}: not the data that the "
+                f"run in {self._workdir} learns from; give that data, wherever it lies "
+                "now, or another --workdir"
+            )
+
+
+_ROOM = "make room there and give the same command again"
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+_PLACE = "is the folder still there, and may it be written to?"
+_COPY = "is it damaged? copy it again, or give another"
+_DAMAGED = "remove this folder to resume from the checkpoint before it"
+_copy = jax.jit(partial(jax.tree.map, jnp.copy))
+
+
+@contextlib.contextmanager
+def _told(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """What Orbax and TensorStore raise, as one line; a full disk has its own remedy."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if any(sign in str(error) for sign in _FULL):
+            remedy = _ROOM
+        raise InputError(f"{path}: {what} ({_line(error)}); {remedy}") from error
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:
@@ -145,7 +240,7 @@ def load_params(
     """
     path = Path(path).absolute()
     if not (path / "params").is_dir():
-        steps = _complete_steps(path / "checkpoints")
+        steps = complete_steps(path / "checkpoints")
         if not steps:
             raise InputError(
                 f"{path}: no complete checkpoint; expected a workdir of launch.train "
@@ -157,9 +252,16 @@ def load_params(
 
 
 def save_tree(path: str | os.PathLike, tree: PyTree) -> None:
-    """One tree of arrays in its own folder, in place of what was there; atomic."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), tree, force=True)
+    """One tree of arrays in its own folder, in place of what was there; atomic.
+
+    InputError: the folder cannot be written.
+    """
+    path = Path(path).absolute()
+    with (
+        _told(path, "cannot be written", _PLACE),
+        ocp.StandardCheckpointer() as checkpointer,
+    ):
+        checkpointer.save(path, tree, force=True)
 
 
 def load_tree(
@@ -172,9 +274,8 @@ def load_tree(
     device = SingleDeviceSharding(jax.local_devices()[0])
     # The handler alone: a Checkpointer would expect metadata of its own in the folder.
     handler = ocp.StandardCheckpointHandler()
-    stored = _by_name(handler.metadata(path).tree)
-    shapes = {name: tuple(leaf.shape) for name, leaf in stored.items()}
-    _check_shapes(path, shapes, _shapes(abstract))
+    with _told(path, "cannot be read", _COPY):
+        stored = _check_shapes(path, abstract)
 
     def expect(place: tuple, x: Any) -> jax.ShapeDtypeStruct:
         dtype = stored[_name(place)].dtype if stored_dtypes else x.dtype
@@ -182,10 +283,14 @@ def load_tree(
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=on)
 
     expected = jax.tree.map_with_path(expect, abstract)
-    return handler.restore(path, args=ocp.args.StandardRestore(expected))
+    with _told(path, "cannot be read", _COPY):
+        return handler.restore(path, args=ocp.args.StandardRestore(expected))
 
 
-def _check_shapes(path: Path, stored: dict, expected: dict) -> None:
+def _check_shapes(path: Path, abstract: PyTree) -> dict[str, Any]:
+    """What is stored there, by name. InputError where names or shapes differ."""
+    found = _by_name(ocp.StandardCheckpointHandler().metadata(path).tree)
+    stored, expected = _shapes(found), _shapes(abstract)
     remedy = "is it a checkpoint of this network and this size of config?"
     if missing := sorted(expected.keys() - stored.keys()):
         raise InputError(f"{path}: tensor {missing[0]} is missing; {remedy}")
@@ -197,6 +302,7 @@ def _check_shapes(path: Path, stored: dict, expected: dict) -> None:
                 f"{path}: tensor {name} has shape {stored[name]}, expected {shape}; "
                 f"{remedy}"
             )
+    return found
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
@@ -211,7 +317,7 @@ def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _complete_steps(folder: Path) -> list[int]:
+def complete_steps(folder: Path) -> list[int]:
     """Steps whose folder has everything: a copied or killed one may not."""
     if not folder.is_dir():
         return []
@@ -224,10 +330,8 @@ def _complete_steps(folder: Path) -> list[int]:
     ]
 
 
-def _claim(workdir: Path, config: ConfigDict, resuming: bool) -> None:
+def _claim(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
-    if resuming:
-        _check_same(workdir, read_config(workdir), config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -239,12 +343,16 @@ def _claim(workdir: Path, config: ConfigDict, resuming: bool) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    """Rename incomplete steps: the run will write those steps again."""
+    """Rename incomplete steps, which the run will write again, and remove what a killed
+    run was writing: each is a whole state. Orbax would do that in the background, and
+    could meet the next run's own."""
     if not folder.is_dir():
         return
-    complete = _complete_steps(folder)
+    complete = complete_steps(folder)
     for entry in list(folder.iterdir()):
-        if entry.name.isdecimal() and int(entry.name) not in complete:
+        if _UNFINISHED in entry.name:
+            shutil.rmtree(entry)
+        elif entry.name.isdecimal() and int(entry.name) not in complete:
             entry.rename(entry.with_name(f"{entry.name}.incomplete.{os.getpid()}"))
 
 
@@ -252,6 +360,7 @@ def _check_same(workdir: Path, stored: ConfigDict, config: ConfigDict) -> None:
     before, now = _flat(stored.to_dict()), _flat(_tuples(config.to_dict()))
     for name in sorted(before.keys() | now.keys()):
         fixed = any(name == f or name.startswith(f"{f}.") for f in FIXED)
+        fixed = fixed and name not in _FREE
         if fixed and before.get(name) != now.get(name):
             raise InputError(
                 f"--config.{name}: {now.get(name)!r}, but the run in {workdir} has "

@@ -2,13 +2,15 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from clu.metrics import Average
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -16,7 +18,7 @@ from tavr_jax.errors import InputError
 from tavr_jax.parallel import sharding
 from tavr_jax.training.checkpoint import Checkpoints
 from tavr_jax.training.report import Media, Report
-from tavr_jax.training.state import Step, TrainState, sampling_params
+from tavr_jax.training.state import Step, TrainState, carried, sampling_params
 from tavr_jax.types import Metrics, PyTree
 
 # (state, global batch) -> (state, metrics); the state is donated
@@ -30,9 +32,36 @@ class LoopConfig:
     steps: int
     log_every: int
     sample_every: int
+    evaluate_every: int
+    evaluate_batches: int
     checkpoint_every: int
     keep: int
+    keep_every: int
     max_skipped: int
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            least = 0 if name in _MAY_BE_ZERO else 1
+            if value < least:
+                raise InputError(f"train.{name}: {value}: give at least {least}")
+
+
+_MAY_BE_ZERO = ("steps", "sample_every", "evaluate_every", "keep_every")
+
+
+@runtime_checkable
+class Watch(Protocol):
+    """Looks at every step and may end the run, as rl/guard.py does."""
+
+    def see(self, step: int, metrics: dict[str, float]) -> str | None:
+        """Metrics of one step -> the reason to stop, if there is one. Steps whose
+        update was skipped are not shown."""
+
+    def get_state(self) -> dict:
+        """What a resumed run needs to decide the same; JSON."""
+
+    def set_state(self, state: dict) -> None:
+        """Be where `get_state` was called."""
 
 
 def compiled(step: Step, seed: int, mesh: Mesh, shardings: TrainState) -> Update:
@@ -41,7 +70,7 @@ def compiled(step: Step, seed: int, mesh: Mesh, shardings: TrainState) -> Update
     The key of a step is fold_in(key(seed), state.step): nothing random is stored.
     Frozen weights of `step` (leaves of a Partial) stay where they are.
     """
-    frozen = jax.tree_util.Partial(step)
+    frozen = carried(step)
 
     def keyed(frozen, state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -72,67 +101,131 @@ def run(
     checkpoints: Checkpoints,
     report: Report,
     on_sample: Callable[[PyTree, int], dict[str, Media]] | None,
+    on_evaluate: Callable[[PyTree, int], dict[str, float]] | None,
+    watch: Watch | None,
 ) -> TrainState:
     """Train from where the workdir stands to `config.steps`.
 
     `create` makes the state to start from, `abstract` is its shapes with shardings;
     `place` turns a host's batch into a global one; `on_sample(params, step)` makes
-    pictures, video and sound. A stopped run (SIGTERM, Ctrl-C) writes a checkpoint and
-    returns a state with fewer steps. InputError when updates stay non-finite.
+    pictures, video and sound, `on_evaluate(params, step)` numbers of held-out pairs.
+    A run that is asked to stop (SIGTERM, Ctrl-C), or stopped by `watch`, writes a
+    checkpoint and returns a state with fewer steps; what `watch` stopped goes on only
+    without one. Scores that a killed run still owed of the step it saved are made up
+    for. InputError when updates stay non-finite, or the disk is full.
     """
     # Where to start, in this order: (1) the newest complete checkpoint of the workdir,
     # (2) what `create` makes: weights of init_from, or seeded ones.
-    found = checkpoints.latest()
-    state = create() if found is None else checkpoints.restore(abstract, batches)
-    report.start(int(state.step), state.params)
-    window = _Window(config.max_skipped, report)
-    first = int(state.step) + 1
-    with _stop_requests() as stop_asked, contextlib.closing(report):
-        for step in range(first, config.steps + 1):
+    notes = checkpoints.notes()
+    state = checkpoints.restore(abstract, batches) if notes else create()
+    done = int(state.step)
+    report.start(done, state.params)
+    window = _Window(config.max_skipped, report, watch)
+    stopped = window.restore(notes) if notes else None
+    end = done if stopped else config.steps
+    with (
+        _stop_requests() as stop_asked,
+        contextlib.closing(report),
+        contextlib.closing(checkpoints),
+    ):
+        due = done == end or _due(done, config.evaluate_every)
+        if notes and on_evaluate and due and not report.has_held_out(done):
+            since = time.monotonic()
+            report.held_out(done, on_evaluate(sampling_params(state), done))
+            report.pause(since)
+        for step in range(done + 1, end + 1):
             state, metrics = update(state, place(next(batches)))
-            window.add(step, metrics)
-            if step == first:
+            stopped = window.add(step, metrics)
+            if step == done + 1:
                 jax.block_until_ready(metrics)
                 report.first_step(step)
+            final = step == end or stopped is not None
             # Asked once a step: what is decided here is also what is saved below.
-            last = step == config.steps or stop_asked(step)
+            last = stop_asked(step) or final
 
-            if step % config.log_every == 0 or last:
+            if step % config.log_every == 0 or final:
                 report.scalars(step, window.means())
+            saves = last or _due(step, config.checkpoint_every, config.keep_every)
+            samples = on_sample and (final or _due(step, config.sample_every))
+            scores = on_evaluate and (final or _due(step, config.evaluate_every))
+            if saves or samples or scores:
+                jax.block_until_ready(metrics)  # the step in flight is no pause
             since = time.monotonic()
-            if on_sample and (_due(step, config.sample_every) or step == config.steps):
-                report.media(step, on_sample(sampling_params(state), step))
-            if step % config.checkpoint_every == 0 or last:
+            # Before anything that takes long or may break: a stopped process has little
+            # time left, and a broken evaluation should cost no steps.
+            if saves:
                 window.check()
-                checkpoints.save(state, batches)
+                checkpoints.save(state, batches, window.notes(stopped))
+            if samples:
+                report.media(step, on_sample(sampling_params(state), step))
+            if scores:
+                report.held_out(step, on_evaluate(sampling_params(state), step))
             report.pause(since)
             if last:
                 break
-    checkpoints.wait()
-    done = int(state.step)
-    if done < config.steps:
-        report.say(f"stopped and saved at step {done}; the same command goes on")
-    else:
-        report.say(f"finished {done} steps")
+    report.say(_ending(int(state.step), config.steps, stopped))
     return state
+
+
+def _ending(done: int, steps: int, stopped: str | None) -> str:
+    if stopped:
+        return (
+            f"stopped and saved at step {done} by its guard, and the same command goes "
+            f"no further: {stopped}"
+        )
+    if done < steps:
+        return f"stopped and saved at step {done}; the same command goes on"
+    return f"finished {done} steps"
 
 
 class _Window:
     """Metrics since the last log line.
 
-    Checks each step's outcome one step late, so that the device never waits for it.
+    Checks each step's outcome one step late, so that the device never waits for it. A
+    watch has to see a step before the next: else where it stops would depend on where
+    checkpoints lie. Only stage 3 has one, and its steps are long.
     """
 
-    def __init__(self, max_skipped: int, report: Report):
+    def __init__(self, max_skipped: int, report: Report, watch: Watch | None):
         self._max_skipped, self._report = max_skipped, report
+        self._watch = watch
         self._scalars: list[Metrics] = []
         self._unchecked: list[tuple[int, Metrics]] = []
         self._skipped = 0  # in a row
 
-    def add(self, step: int, metrics: Metrics) -> None:
+    def notes(self, stopped: str | None) -> dict[str, Any]:
+        """What goes into a checkpoint; `stopped`: why the watch ends the run there."""
+        rows = jax.device_get(self._scalars)
+        return {
+            "rows": [{name: float(v) for name, v in row.items()} for row in rows],
+            "watch": None if self._watch is None else self._watch.get_state(),
+            "skipped": self._skipped,
+            "stopped": stopped,
+        }
+
+    def restore(self, notes: dict[str, Any]) -> str | None:
+        """Stand where `notes` was called; why a watch that is still there ended the
+        run there."""
+        self._scalars, self._skipped = notes["rows"], notes["skipped"]
+        if self._watch is None:
+            if notes["stopped"]:
+                self._report.say(
+                    f"goes on without the guard that stopped it ({notes['stopped']})"
+                )
+            return None
+        if notes["watch"] is not None:
+            self._watch.set_state(notes["watch"])
+        return notes["stopped"]
+
+    def add(self, step: int, metrics: Metrics) -> str | None:
+        """Take in a step; the watch's reason to stop, if there is one."""
         self.check()
         self._unchecked.append((step, metrics))
         self._scalars.append({n: v for n, v in metrics.items() if v.ndim == 0})
+        if self._watch is None or metrics["skipped"]:
+            return None
+        seen = jax.device_get(self._scalars[-1])
+        return self._watch.see(step, {name: float(v) for name, v in seen.items()})
 
     def check(self) -> None:
         """Report every step that was skipped; give up when they all are."""
@@ -160,9 +253,9 @@ class _Window:
 
 
 def _mean(values: list) -> float:
-    finite = np.array(values, np.float64)
-    finite = finite[np.isfinite(finite)]
-    return float(finite.mean()) if finite.size else float("nan")
+    """nan where none is finite."""
+    known = np.isfinite(values)
+    return float(Average.from_model_output(np.array(values), mask=known).compute())
 
 
 def _clips(metrics: Metrics) -> str:
@@ -174,8 +267,8 @@ def _clips(metrics: Metrics) -> str:
     return f"; clips {', '.join(map(str, bad if bad.size else clips))}"
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _due(step: int, *intervals: int) -> bool:
+    return any(every > 0 and step % every == 0 for every in intervals)
 
 
 @contextlib.contextmanager
@@ -183,10 +276,12 @@ def _stop_requests() -> Iterator[Callable[[int], bool]]:
     """A function of the step: has this run been asked to stop?
 
     One process listens to SIGTERM and the first Ctrl-C (the second one kills). Many
-    processes must stop at the same step, so there JAX's preemption service decides.
+    processes must stop at the same step, so there JAX's preemption service decides; it
+    hears SIGTERM alone, which Ctrl-C is turned into.
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        with _interrupt_terminates():
+            yield multihost_utils.reached_preemption_sync_point
         return
     seen: list[int] = []
 
@@ -202,3 +297,18 @@ def _stop_requests() -> Iterator[Callable[[int], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _interrupt_terminates() -> Iterator[None]:
+    """The first Ctrl-C is a SIGTERM to this process."""
+
+    def terminate(number: int, _) -> None:
+        signal.signal(number, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGINT, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

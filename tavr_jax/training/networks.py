@@ -23,7 +23,13 @@ temperature over all v:
 In (5) the other windows of the same clip are what teaches time: other clips alone could
 be told apart by whose voice it is. Light, colour and position of a crop are jittered,
 so that identity is not lighting and lips are not where the head is.
+
+Each of them reads a batch as a whole: (3) has its statistics, (4) and (5) its samples
+as choices. A mean over parts of the batch is not the same, so these stages do not
+accumulate gradients.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +38,11 @@ from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from tavr_jax.encoders.face import FaceConfig
 from tavr_jax.encoders.lipsync import LipsyncConfig
-from tavr_jax.encoders.vae import CodecConfig
-from tavr_jax.training.state import Loss
+from tavr_jax.encoders.vae import SPAN, CodecConfig
+from tavr_jax.errors import InputError
+from tavr_jax.training import supervised
+from tavr_jax.training.optimizer import OptimizerConfig
+from tavr_jax.training.state import Draw, Loss, Step
 from tavr_jax.types import Faces, Frames, Metrics, PyTree, Sync
 
 GAIN = 0.3  # jitter of the logarithm of contrast
@@ -42,18 +51,57 @@ LIGHT = 0.2  # of brightness, in [-1, 1]
 REACH = 16  # a crop is shifted by up to 1 / REACH of its size
 
 
-def codec_loss(graphdef: nnx.GraphDef, config: CodecConfig) -> Loss:
-    """(1)-(3); batch = Frames. Metrics: psnr in dB, latent_std (mean over channels)."""
+class Pictures(NamedTuple):
+    """Crops of a batch of clips, and what disturbs their latents."""
 
-    def loss(params: PyTree, batch: Frames, key: Array) -> tuple[Array, Metrics]:
+    pixels: Float[Array, "B F Y X 3"]  # in [-1, 1]
+    noise: Float[Array, "B T H W C"]  # e of (1)
+
+
+def make_step(draw: Draw, loss: Loss, config: OptimizerConfig) -> Step:
+    """The step of these stages. InputError where a batch is to be cut into parts."""
+    if config.accumulate != 1:
+        raise InputError(
+            f"optimizer.accumulate: {config.accumulate}: codec, face and lipsync read "
+            "a batch as a whole, which parts of it are not; set it to 1"
+        )
+    return supervised.make_step(draw, loss, config)
+
+
+def codec_draw(config: CodecConfig) -> Draw:
+    """`Frames` -> `Pictures`."""
+
+    def draw(batch: Frames, key: Array) -> Pictures:
         crop_key, noise_key = jax.random.split(key)
-        codec = nnx.merge(graphdef, params)
         pixels = random_crops(batch.frames, config.crop, crop_key)
-        kept = 1 + (pixels.shape[1] - 1) // 4 * 4
-        pixels = pixels[:, :kept].astype(jnp.float32) / 127.5 - 1.0
+        latents = 1 + (pixels.shape[1] - 1) // SPAN
+        kept = pixels[:, : 1 + SPAN * (latents - 1)].astype(jnp.float32)
+        halved = len(config.dim_mult) - 1
+        grid = [size >> halved for size in pixels.shape[2:4]]
+        shape = (len(pixels), latents, *grid, config.z_dim)
+        return Pictures(kept / 127.5 - 1.0, jax.random.normal(noise_key, shape))
 
+    return draw
+
+
+def face_draw(batch: Faces, key: Array) -> tuple[Array, Array]:
+    """`Faces` -> (crops "B J Y X 3" in [-1, 1], each jittered on its own; person)."""
+    crops = batch.faces.reshape(-1, 1, *batch.faces.shape[2:])
+    return augment(crops, key).reshape(batch.faces.shape), batch.person
+
+
+def lipsync_draw(batch: Sync, key: Array) -> tuple[Array, Array]:
+    """`Sync` -> (crops "B F Y X 3" in [-1, 1], jittered alike in a clip; speech)."""
+    return augment(batch.faces, key), batch.mel
+
+
+def codec_loss(graphdef: nnx.GraphDef, config: CodecConfig) -> Loss:
+    """(1)-(3) of `Pictures`. Metrics: psnr in dB, latent_std (mean over channels)."""
+
+    def loss(params: PyTree, example: Pictures) -> tuple[Array, Metrics]:
+        pixels, noise = example
+        codec = nnx.merge(graphdef, params)
         latents = codec.encode(pixels)
-        noise = jax.random.normal(noise_key, latents.shape)
         decoded = codec.unclamped(latents + config.latent_noise * noise)
 
         error = decoded - pixels
@@ -70,29 +118,30 @@ def codec_loss(graphdef: nnx.GraphDef, config: CodecConfig) -> Loss:
 
 
 def face_loss(graphdef: nnx.GraphDef, config: FaceConfig) -> Loss:
-    """(4); batch = Faces. Metrics: accuracy, the share of crops whose nearest other
-    crop is of the same person.
+    """(4) of what `face_draw` gives. Metrics: accuracy, the share of crops whose
+    nearest other crop is of the same person.
     """
 
-    def loss(params: PyTree, batch: Faces, key: Array) -> tuple[Array, Metrics]:
+    def loss(params: PyTree, example: tuple[Array, Array]) -> tuple[Array, Metrics]:
+        crops, person = example
         network = nnx.merge(graphdef, params)
-        crops = batch.faces.reshape(-1, 1, *batch.faces.shape[2:])
-        embedded = network(augment(crops, key)[:, 0])
-        person = jnp.repeat(batch.person, batch.faces.shape[1])
+        embedded = network(crops.reshape(-1, *crops.shape[2:]))
+        person = jnp.repeat(person, crops.shape[1])
         return supervised_contrast(embedded, person, config.temperature)
 
     return loss
 
 
 def lipsync_loss(graphdef: nnx.GraphDef, config: LipsyncConfig) -> Loss:
-    """(5); batch = Sync of `config.span` frames. Metrics: accuracy, the share of
-    windows of lips whose nearest speech of the whole batch is their own.
+    """(5) of what `lipsync_draw` gives, in clips of `config.span` frames. Metrics:
+    accuracy, the share of windows of lips whose nearest speech of the whole batch is
+    their own.
     """
 
-    def loss(params: PyTree, batch: Sync, key: Array) -> tuple[Array, Metrics]:
+    def loss(params: PyTree, example: tuple[Array, Array]) -> tuple[Array, Metrics]:
+        faces, mel = example
         network = nnx.merge(graphdef, params)
-        lips = network.embed_faces(augment(batch.faces, key))
-        speech = network.embed_speech(batch.mel)
+        lips, speech = network.embed_faces(faces), network.embed_speech(mel)
         return pair_contrast(
             lips.reshape(-1, lips.shape[-1]),
             speech.reshape(-1, speech.shape[-1]),

@@ -1,16 +1,19 @@
-"""Stage 3: the step of the policy gradient. Equations are in rl/objective.py.
+"""Stage 3: the step that improves rewards, by the algorithm of rl/grpo.py or rl/nft.py.
 
 One step of the loop:
 
-    (1) roll out G members for each of B samples under the current parameters
+    (1) roll out G members for each of B samples under the policy, or its average
     (2) score them, turn scores into advantages within each group
-    (3) `updates` times: clipped loss of the stochastic steps + kl_weight x KL to the
-        policy that stage 3 started from, one optimizer update
+    (3) `updates` times: the algorithm's loss of the rollouts + kl_weight x the distance
+        to the reference policy, one optimizer update
 
-In the first update of (3) the log-probability of the rollout is the detached one of the
-very computation that is differentiated, so its ratio is exactly 1 and its gradient is
-plain policy gradient; `rollout_gap` reports how far that value is from the one found
-while rolling out (rounding, and nothing else).
+The reference policy is the one stage 3 started from: other values of the parameters
+that are trained, and the same frozen ones.
+
+The gradient of (3) is taken in `optimizer.accumulate` parts, one after another. A part
+has some members of some samples, so that even one group need not fit in memory; each
+part prefills the reference of its samples. Groups are cut only as far as samples run
+out, or the mesh needs members on every device. Rollouts are not cut.
 """
 
 from collections.abc import Callable
@@ -18,46 +21,38 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from tavr_jax.diffusion import schedule
 from tavr_jax.diffusion.guidance import Network
-from tavr_jax.diffusion.schedule import Schedule
-from tavr_jax.rl import objective
-from tavr_jax.rl.rollout import (
-    PolicyConfig,
-    Rollout,
-    group_velocity,
-    judge,
-    repeated,
-    rollout,
-)
+from tavr_jax.errors import InputError
+from tavr_jax.parallel import sharding
+from tavr_jax.rl import rollout
+from tavr_jax.rl.advantages import advantages
+from tavr_jax.rl.grpo import GRPO
+from tavr_jax.rl.nft import NFT
+from tavr_jax.rl.rollout import Algorithm, PolicyConfig, Scored, group_velocity
+from tavr_jax.training.accumulate import value_and_grad
 from tavr_jax.training.optimizer import OptimizerConfig, apply_update
-from tavr_jax.training.state import Step, TrainState
+from tavr_jax.training.state import Step, TrainState, carried, sampling_params
 from tavr_jax.training.supervised import target_latents
 from tavr_jax.types import Batch, Conditions, Metrics, PyTree
 
 # (latents of N = B G samples, batch, key) -> score " N" by name; frozen weights are
-# leaves of a jax.tree_util.Partial.
+# leaves of a jax.tree_util.Partial. Names without a weight are measured, not learned.
 Reward = Callable[[Array, Batch, Array], dict[str, Array]]
 
-
-class Experience(NamedTuple):
-    """What an update learns from."""
-
-    rolled: Rollout
-    reference: PyTree  # means "k N T H W C" under the reference policy, or None
-    advantage: Float[Array, " N"]
-    mask: Bool[Array, "N T"]  # latents that were drawn, not given
+ALGORITHMS: dict[str, Algorithm] = {"grpo": GRPO, "nft": NFT}
+_WORST = ("ratio_max", "rollout_gap", "skipped")  # reported as the largest of a step
 
 
 class Policy(NamedTuple):
-    """What is the same in every step."""
+    """What is the same in every call of a step."""
 
     network: Callable[[PyTree], Network]
+    algorithm: Algorithm
     config: PolicyConfig
     optimizer: OptimizerConfig
-    schedule: Schedule
+    conditions: Conditions  # of B samples
 
 
 def make_step(
@@ -67,155 +62,156 @@ def make_step(
     config: PolicyConfig,
     optimizer: OptimizerConfig,
 ) -> Step:
-    """(1)-(3). `reference`: parameters of the policy to stay near; None where
+    """(1)-(3). `reference`: values of the trained parameters to stay near; None where
     policy.kl_weight is 0."""
-    levels = schedule.euler(config.steps, config.shift)
-    policy = Policy(network, config, optimizer, levels)
-
-    def step(reference, reward, state: TrainState, batch: Batch, key: Array):
-        rollout_key, reward_key = jax.random.split(key)
-        mask = repeated(
-            target_latents(batch.conditions, batch.latents.shape[1]), config.group_size
+    algorithm = ALGORITHMS[config.algorithm]
+    if config.algorithm == "grpo" and not config.eta > 0:
+        raise InputError(
+            f"policy.eta: {config.eta}: without noise the rollouts of a group are one; "
+            "expected more than 0"
         )
-        rolled = _roll_out(policy, state.params, batch, mask, rollout_key)
+
+    def step(network, reference, reward, state: TrainState, batch: Batch, key: Array):
+        rollout_key, reward_key, learn_key = jax.random.split(key, 3)
+        policy = Policy(network, algorithm, config, optimizer, batch.conditions)
+        old = sampling_params(state) if algorithm.averaged else state.params
+        drawn = target_latents(batch.conditions, batch.latents.shape[1])
+        start = rollout.begin(batch.conditions, drawn, config.group_size)
+        velocity = group_velocity(
+            network(old), batch.conditions, config.group_size, config
+        )
+        rolled = algorithm.roll_out(velocity, start, config, rollout_key)
         scores = reward(rolled.latents, batch, reward_key)
         advantage, metrics = score(scores, config)
-        means = None
-        if config.kl_weight:
-            means = _means(policy, reference, batch.conditions, rolled)
-        experience = Experience(rolled, means, advantage, mask)
-        state, learned = _learn(policy, state, batch.conditions, experience)
+        questions = algorithm.questions(
+            Scored(rolled, advantage, start.drawn),
+            _answers(policy, old),
+            _answers(policy, reference) if config.kl_weight else None,
+            config,
+        )
+        state, learned = _learn(policy, state, questions, learn_key)
         metrics = {**metrics, **learned, "clip": batch.clip}
         return state._replace(step=state.step + 1), metrics
 
     reference = reference if config.kl_weight else None
-    return jax.tree_util.Partial(step, reference, reward)
+    return jax.tree_util.Partial(step, carried(network), reference, carried(reward))
 
 
 def score(
     scores: dict[str, Float[Array, " N"]], config: PolicyConfig
 ) -> tuple[Float[Array, " N"], Metrics]:
     """(2): advantage of every member, and the means to report."""
-    weights = {"identity": config.identity_weight, "lipsync": config.lipsync_weight}
-    grouped = {n: s.reshape(-1, config.group_size) for n, s in scores.items()}
-    advantage = objective.advantages(grouped, weights, config.advantage_clip)
-    metrics = {f"reward_{name}": s.mean() for name, s in scores.items()}
-    metrics["reward"] = sum(weights[n] * s.mean() for n, s in scores.items())
+    # a reward that weighs nothing does no harm either, where it is not finite
+    weights = {name: w for name, w in config.weights.items() if w}
+    grouped = {n: scores[n].reshape(-1, config.group_size) for n in weights}
+    advantage = advantages(grouped, weights, config.advantage_clip)
+    metrics = {
+        f"reward_{name}" if name in config.weights else name: values.mean()
+        for name, values in scores.items()
+    }
+    metrics["reward"] = sum(w * scores[name].mean() for name, w in weights.items())
     metrics["advantage_std"] = advantage.std()
     return advantage.reshape(-1), metrics
 
 
-def _roll_out(
-    policy: Policy, params: PyTree, batch: Batch, mask: Array, key: Array
-) -> Rollout:
-    noise_key, step_key = jax.random.split(key)
-    group = policy.config.group_size
-    noise = repeated(jax.random.normal(noise_key, batch.latents.shape), group)
-    return rollout(
-        group_velocity(policy.network(params), batch.conditions, policy.config),
-        noise,
-        repeated(batch.conditions.motion, group),
-        mask,
-        policy.schedule,
-        policy.config,
-        step_key,
-    )
+def _answers(policy: Policy, params: PyTree) -> rollout.Answers:
+    """All members asked under parameters that do not learn, one call after another."""
 
+    def answers(x: Array, timesteps: Array) -> Array:
+        velocity = group_velocity(
+            policy.network(params),
+            policy.conditions,
+            policy.config.group_size,
+            policy.config,
+        )
+        return jax.lax.map(lambda asked: velocity(*asked), (x, timesteps))
 
-def _means(
-    policy: Policy, params: PyTree, conditions: Conditions, rolled: Rollout
-) -> Array:
-    """Means of the stochastic steps under other parameters."""
-    velocity = group_velocity(policy.network(params), conditions, policy.config)
-    return jax.lax.map(
-        lambda at: judge(velocity, *at, policy.schedule, policy.config).mean,
-        (rolled.start, rolled.index),
-    )
+    return answers
 
 
 def _learn(
-    policy: Policy, state: TrainState, conditions: Conditions, experience: Experience
+    policy: Policy,
+    state: TrainState,
+    questions: Callable[[Array], PyTree],
+    key: Array,
 ) -> tuple[TrainState, Metrics]:
     """(3), all updates in one scan, so that the network is compiled once."""
+    updates = policy.config.updates
 
-    def update(carry, _):
-        state, old, fresh = carry
-        grads, losses, metrics = _gradient(
-            policy, state.params, conditions, experience, old, fresh
-        )
-        state, applied = apply_update(state, losses.mean(), grads, policy.optimizer)
-        old = jnp.where(fresh, metrics.pop("log_prob"), old)
-        per_clip = losses.reshape(-1, policy.config.group_size).mean(1)
-        metrics |= {"loss": losses.mean(), "clip_loss": per_clip, **applied}
-        return (state, old, jnp.zeros((), bool)), metrics
+    def update(state: TrainState, inputs: tuple[Array, Array]):
+        first, key = inputs
+        metrics, grads = _gradient(policy, state.params, questions(key), first)
+        value = metrics["clip_loss"].mean()
+        state, applied = apply_update(state, value, grads, policy.optimizer)
+        return state, {"loss": value, **metrics, **applied}
 
-    start = (state, experience.rolled.log_prob, jnp.ones((), bool))
-    (state, _, _), metrics = jax.lax.scan(update, start, length=policy.config.updates)
-    return state, _summary(metrics)
-
-
-def _summary(metrics: Metrics) -> Metrics:
-    """Over the updates of a step: means, but the worst of what should be small."""
-    worst = {name: metrics.pop(name).max() for name in ("ratio_max", "skipped")}
-    gap = metrics.pop("rollout_gap")[0]  # later updates differ because they moved
-    means = {name: value.mean(0) for name, value in metrics.items()}
-    return {**means, **worst, "rollout_gap": gap}
+    inputs = (jnp.arange(updates) == 0, jax.random.split(key, updates))
+    state, metrics = jax.lax.scan(update, state, inputs)
+    return state, {name: _reduced(name, value, 0) for name, value in metrics.items()}
 
 
 def _gradient(
-    policy: Policy,
-    params: PyTree,
-    conditions: Conditions,
-    experience: Experience,
-    old: Array,
-    fresh: Array,
-) -> tuple[PyTree, Array, Metrics]:
-    """Mean gradient over the stochastic steps, one after another to save memory.
+    policy: Policy, params: PyTree, questions: PyTree, first: Array
+) -> tuple[Metrics, PyTree]:
+    """Metrics and mean gradient of the "k" questions, one after another and each in
+    parts; "clip_loss" of shape (B,) is the loss of each sample."""
+    config, parts = policy.config, policy.optimizer.accumulate
+    samples = policy.conditions.has_audio.shape[0]
+    shares = sharding.batch_shares(jax.sharding.get_abstract_mesh())
+    cuts = cuts_of_a_group(samples, config.group_size, parts, shares)
+    members = config.group_size // cuts
+    conditions = jax.tree.map(lambda x: jnp.repeat(x, cuts, axis=0), policy.conditions)
 
-    Also each rollout's loss " N", and metrics with the log-probabilities "k N".
-    """
-    rolled = experience.rolled
-
-    def loss(params, start, following, index, reference, old):
-        config = policy.config
-        velocity = group_velocity(policy.network(params), conditions, config)
-        transition = judge(velocity, start, index, policy.schedule, config)
-        new = objective.log_prob(config.sde, following, transition, experience.mask)
-        detached = jax.lax.stop_gradient(new)
-        losses, ratio = objective.clipped_loss(
-            new,
-            jnp.where(fresh, detached, old),
-            experience.advantage,
-            config.clip_range,
-        )
-        metrics = {
-            "ratio": ratio.mean(),
-            "ratio_max": ratio.max(),
-            "clip_fraction": (jnp.abs(ratio - 1.0) > config.clip_range).mean(),
-            "rollout_gap": jnp.abs(detached - old).max(),
+    def loss(params: PyTree, example: tuple[Conditions, PyTree]):
+        """Of rows: cuts of groups, with the conditions of their sample."""
+        conditions, question = example
+        velocity = group_velocity(policy.network(params), conditions, members, config)
+        question = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), question)
+        losses, metrics = policy.algorithm.loss(velocity, question, first, config)
+        metrics = {**metrics, "clip_loss": losses}
+        rows = {
+            name: _reduced(name, value.reshape(-1, members), 1)
+            for name, value in metrics.items()
         }
-        if config.kl_weight:
-            kl = objective.kl(config.sde, transition, reference, experience.mask)
-            losses = losses + config.kl_weight * kl
-            metrics["kl"] = kl.mean()
-        return losses.mean(), (losses, metrics, detached)
+        return losses.mean(), rows
 
-    def one(total, piece):
-        grads, aux = jax.grad(loss, has_aux=True)(params, *piece)
-        return jax.tree.map(jnp.add, total, grads), aux
+    gradient = value_and_grad(loss, parts)
 
-    pieces = (
-        rolled.start,
-        rolled.following,
-        rolled.index,
-        experience.reference,
-        old,
-    )
+    def one(total: PyTree, question: PyTree):
+        rows = jax.tree.map(lambda x: x.reshape(-1, members, *x.shape[1:]), question)
+        (_, metrics), grads = gradient(params, (conditions, rows))
+        return jax.tree.map(jnp.add, total, grads), metrics
+
     zeros = jax.tree.map(jnp.zeros_like, params)
-    total, (losses, metrics, log_prob) = jax.lax.scan(one, zeros, pieces)
-    grads = jax.tree.map(lambda g: g / policy.config.stochastic_steps, total)
-    metrics = {
-        name: value.max() if name in ("ratio_max", "rollout_gap") else value.mean()
-        for name, value in metrics.items()
-    }
-    return grads, losses.mean(0), {**metrics, "log_prob": log_prob}
+    total, metrics = jax.lax.scan(one, zeros, questions)  # metrics: "k rows"
+    count = jax.tree.leaves(questions)[0].shape[0]
+    grads = jax.tree.map(lambda g: g / count, total)
+    per_clip = metrics.pop("clip_loss").mean(0).reshape(samples, cuts).mean(1)
+    found = {name: _reduced(name, value, None) for name, value in metrics.items()}
+    return {**found, "clip_loss": per_clip}, grads
+
+
+def cuts_of_a_group(samples: int, group: int, parts: int, shares: int) -> int:
+    """Into how many pieces each group falls, so that `parts` of equal size can be made
+    of them on `shares` devices: as few as possible, for each piece prefills.
+
+    InputError where none fits.
+    """
+    if parts == 1:
+        return 1
+    for cuts in (n for n in range(1, group + 1) if group % n == 0):
+        rows = samples * cuts
+        if rows % parts or samples * group // parts % shares:
+            continue
+        if rows % shares == 0 and rows // parts % shares:
+            continue  # whole samples on every device, and then too few of them
+        return cuts
+    raise InputError(
+        f"optimizer.accumulate: {parts} parts do not divide data.batch_size {samples} "
+        f"x policy.group_size {group} rollouts on {shares} devices; change one of them"
+    )
+
+
+def _reduced(name: str, values: Array, axis: int | None) -> Array:
+    """Means, but the worst of what should be small."""
+    return values.max(axis) if name in _WORST else values.mean(axis)

@@ -1,5 +1,14 @@
 """What a run tells: lines on the terminal, metrics.jsonl, TensorBoard, parameters.txt.
 
+Speed is that of the steps alone: time for samples, evaluation and checkpoints is left
+out. Of W, the work of a step, over n steps in t seconds:
+
+    (1) samples, tokens a second = n W.samples / t, n W.tokens / t
+    (2) MFU = n W.flops / t / W.peak,  flops of the model, whatever is computed twice
+
+metrics.jsonl has a line of means every train.log_every steps, and a line of the scores
+of held-out pairs, under "held_out/...", after every evaluation.
+
 TensorBoard files are written without TensorFlow. A video is an animated GIF, which
 TensorBoard plays in its image tab; its sound is in the audio tab under the same name.
 Only the first process writes.
@@ -14,7 +23,9 @@ from typing import NamedTuple
 
 import cv2
 import jax
+import numpy as np
 from clu import parameter_overview
+from jax.experimental import multihost_utils
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 from tensorboardX import SummaryWriter
@@ -46,11 +57,21 @@ class Sound(NamedTuple):
 Media = Image | Video | Sound
 
 
+class Work(NamedTuple):
+    """One step's work on all devices together; None: unknown, and not reported."""
+
+    samples: int
+    tokens: int | None  # of targets: what is learned, not what is read
+    flops: float | None  # of the model, forward and backward (models/flops.py)
+    peak: float | None  # FLOP/s that all devices could do (parallel/chips.py)
+
+
 class Report:
     """Everything one run writes but its checkpoints."""
 
-    def __init__(self, workdir: Path, stage: str, steps: int):
-        self._workdir, self._stage, self._steps = Path(workdir), stage, steps
+    def __init__(self, workdir: Path, stage: str, steps: int, work: Work | None):
+        self.workdir = Path(workdir)
+        self._stage, self._steps, self._work = stage, steps, work
         self._writes = jax.process_index() == 0
         self._board = self._lines = None
         self._began = self._last = (0, time.monotonic())
@@ -64,16 +85,16 @@ class Report:
         self._began = self._last = (step, time.monotonic())
         if not self._writes:
             return
-        self._workdir.mkdir(parents=True, exist_ok=True)
+        self.workdir.mkdir(parents=True, exist_ok=True)
         overview = parameter_overview.get_parameter_overview(
             _named(params), include_stats=False
         )
-        (self._workdir / "parameters.txt").write_text(overview + "\n")
-        path = self._workdir / "metrics.jsonl"
+        (self.workdir / "parameters.txt").write_text(overview + "\n")
+        path = self.workdir / "metrics.jsonl"
         _truncate(path, step)
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
-            str(self._workdir / "tensorboard"), purge_step=step + 1
+            str(self.workdir / "tensorboard"), purge_step=step + 1
         )
 
     def first_step(self, step: int) -> None:
@@ -93,19 +114,39 @@ class Report:
         speed = (step - self._last[0]) / max(now - self._last[1], 1e-9)
         self._last = (step, now)
         left = (self._steps - step) / speed if speed else math.inf
-        shown = "  ".join(f"{n} {v:.4g}" for n, v in values.items() if n in _SHOWN)
-        self.say(
-            f"step {step}/{self._steps}  {shown}  "
-            f"{speed:.3g} steps/s  {_clock(left)} left"
-        )
+        rates = _rates(self._work, speed)
+        shown = [f"{n} {v:.4g}" for n, v in values.items() if n in _SHOWN]
+        shown += [_SPEEDS[name].format(rate) for name, rate in rates.items()]
+        self.say(f"step {step}/{self._steps}  {'  '.join(shown)}  {_clock(left)} left")
+        self._log(step, values | rates)
+
+    def held_out(self, step: int, values: dict[str, float]) -> None:
+        """Log the scores of held-out pairs."""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.say(f"step {step}/{self._steps}  held out  {shown}")
+        self._log(step, {f"{_HELD_OUT}{name}": v for name, v in values.items()})
+
+    def has_held_out(self, step: int) -> bool:
+        """Are the scores of `step` in metrics.jsonl? Every process has to ask; the one
+        that writes knows."""
+        found = False
+        if self._writes:
+            lines = (self.workdir / "metrics.jsonl").read_text(encoding="utf-8")
+            for line in map(json.loads, lines.splitlines()):
+                scored = any(name.startswith(_HELD_OUT) for name in line)
+                found = found or (line["step"] == step and scored)
+        return bool(multihost_utils.broadcast_one_to_all(np.bool_(found)))
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same in TensorBoard."""
         if not self._writes:
             return
         line = {"step": step, "stage": self._stage}
         line |= {n: v if math.isfinite(v) else None for n, v in values.items()}
-        line |= {"seconds": round(now - self._began[1], 3), "steps_per_second": speed}
+        line["seconds"] = round(time.monotonic() - self._began[1], 3)
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        for name, value in {**values, "steps_per_second": speed}.items():
+        for name, value in values.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()
 
@@ -144,7 +185,33 @@ class Report:
         self._board.file_writer.add_summary(summary, step)
 
 
-_SHOWN = ("loss", "reward", "reward_identity", "reward_lipsync", "kl")
+_HELD_OUT = "held_out/"
+# what the terminal shows
+_SHOWN = ("loss", "reward", "reward_identity", "reward_motion", "judged_identity", "kl")
+_SPEEDS = {
+    "steps_per_second": "{:.3g} steps/s",
+    "samples_per_second": "{:.3g} samples/s",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "tflops_per_second": "{:.3g} TFLOP/s",
+    "mfu": "MFU {:.1%}",
+}
+
+
+def _rates(work: Work | None, speed: float) -> dict[str, float]:
+    """(1), (2): what is known of them; nothing before a step was timed."""
+    if not speed:
+        return {}
+    rates = {"steps_per_second": speed}
+    if work is None:
+        return rates
+    rates["samples_per_second"] = work.samples * speed
+    if work.tokens is not None:
+        rates["tokens_per_second"] = work.tokens * speed
+    if work.flops is not None:
+        rates["tflops_per_second"] = work.flops * speed / 1e12
+        if work.peak is not None:
+            rates["mfu"] = work.flops * speed / work.peak
+    return rates
 
 
 def png(pixels: UInt8[ndarray, "Y X 3"]) -> bytes:

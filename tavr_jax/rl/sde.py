@@ -1,4 +1,4 @@
-"""Policy gradient for flow matching: stochastic steps, advantages, clipped objective.
+"""Stochastic steps of flow matching and the probability of their outcome.
 
 One step goes from level s to s' < s with D = s' - s < 0. With x0^ = x - s v,
 e^ = x + (1 - s) v (flow.py), every stochastic step is x' = mean + std * noise:
@@ -12,19 +12,31 @@ e^ = x + (1 - s) v (flow.py), every stochastic step is x' = mean + std * noise:
                mean = (1 - s') x0^ + sqrt(s'^2 - std^2) e^
                the noise level of x' is exactly s', so rollouts end clean
 
-At eta = 0 all three are the Euler step x + v D.
+At eta = 0 all three are the Euler step x + v D. With avg over the elements of one
+sample, so that nothing depends on their number:
 
     (4) log p = avg(-(x' - mean)^2) / (2 std^2) - log std - log(2 pi) / 2
-        cps: avg(-(x' - mean)^2)
+        cps: avg(-(x' - mean)^2), without the constants and without 1 / (2 std^2)
     (5) KL    = avg((mean - mean_ref)^2) / (2 std^2),   cps: avg((mean - mean_ref)^2)
-        avg: over the elements of one sample, so both are independent of its size
-    (6) A     = sum over rewards of weight (r - group mean) / (group std + 1e-4),
-                clipped to +- limit
-    (7) ratio = exp(log p - log p_old)
-        loss  = max(-A ratio, -A clip(ratio, 1 - c, 1 + c))
+    (6) plain       log ratio = log p - log p_old
+        normalised  log ratio = avg(e d)
+                    e = (x' - mean_old) / std,  d = mean - mean_old
 
-TAVR does not publish its algorithm; this is our recipe, from Flow-GRPO (2505.05470)
-for (1), (4)-(7), DanceGRPO (2505.07818) for (2) and Flow-CPS (2509.05952) for (3).
+Why (6) has the second form. For a Gaussian of a common std,
+
+    log p - log p_old = avg((x' - mean_old)^2 - (x' - mean_old - d)^2) / (2 std^2)
+                      = avg(e d) / std - avg(d^2) / (2 std^2)
+
+Under the policy that rolled out e is standard normal, so the mean of this is
+-avg(d^2) / (2 std^2): plain ratios lie below 1, and scale with 1 / std, which the time
+shift of video makes very different from step to step; one clip range cannot fit all.
+GRPO-Guard multiplies by std and adds avg(d^2) / (2 std). What remains is avg(e d): of
+mean 0, and no longer a function of std. That form is also the one without cancellation,
+and it needs no density, so it is the same for cps, where GRPO-Guard's own expression
+would not be: there (4) leaves 2 std^2 (log p - log p_old) of the true difference.
+
+Sources: Flow-GRPO (2505.05470) for (1), (4), (5); DanceGRPO (2505.07818) for (2);
+Flow-CPS (2509.05952) for (3); GRPO-Guard (2510.22319) for (6).
 """
 
 import math
@@ -35,8 +47,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tavr_jax.diffusion.flow import denoised, implied_noise
-
-_STD_FLOOR = 1e-4  # of a group whose rewards are equal
+from tavr_jax.rl.average import average
 
 
 class Levels(NamedTuple):
@@ -93,10 +104,10 @@ def log_prob(
     sde: str,
     following: Float[Array, "N T H W C"],
     transition: Transition,
-    mask: Bool[Array, "N T"],
+    drawn: Bool[Array, "N T"],
 ) -> Float[Array, " N"]:
-    """(4), over the latents that `mask` keeps."""
-    error = _mean(jnp.square(following - transition.mean), mask)
+    """(4), over the latents that were drawn."""
+    error = average(jnp.square(following - transition.mean), drawn)
     if sde == "cps":
         return -error
     std = transition.std
@@ -107,41 +118,23 @@ def kl(
     sde: str,
     transition: Transition,
     reference: Float[Array, "N T H W C"],
-    mask: Bool[Array, "N T"],
+    drawn: Bool[Array, "N T"],
 ) -> Float[Array, " N"]:
     """(5): `reference` is the mean under the policy that is not trained."""
-    error = _mean(jnp.square(transition.mean - reference), mask)
+    error = average(jnp.square(transition.mean - reference), drawn)
     return error if sde == "cps" else error / (2.0 * transition.std**2)
 
 
-def group_advantages(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
-    """One reward's part of (6), before its weight. A group's advantages sum to 0."""
-    centred = rewards - rewards.mean(1, keepdims=True)
-    return centred / (rewards.std(1, keepdims=True) + _STD_FLOOR)
-
-
-def advantages(
-    rewards: dict[str, Float[Array, "B G"]], weights: dict[str, float], limit: float
-) -> Float[Array, "B G"]:
-    """(6). Normalised per reward first, so that no reward's scale decides."""
-    total = sum(weights[name] * group_advantages(r) for name, r in rewards.items())
-    return jnp.clip(total, -limit, limit)
-
-
-def clipped_loss(
-    log_new: Float[Array, " N"],
-    log_old: Float[Array, " N"],
-    advantage: Float[Array, " N"],
-    clip_range: float,
-) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """(7): loss and ratio of every rollout."""
-    ratio = jnp.exp(log_new - log_old)
-    held = jnp.clip(ratio, 1.0 - clip_range, 1.0 + clip_range)
-    return jnp.maximum(-advantage * ratio, -advantage * held), ratio
-
-
-def _mean(
-    values: Float[Array, "N T H W C"], mask: Bool[Array, "N T"]
+def log_ratio(
+    sde: str,
+    following: Float[Array, "N T H W C"],
+    new: Transition,
+    old: Transition,
+    drawn: Bool[Array, "N T"],
+    normalised: bool,
 ) -> Float[Array, " N"]:
-    kept = mask.astype(values.dtype)
-    return (values.mean((2, 3, 4)) * kept).sum(1) / kept.sum(1)
+    """(6): how much likelier `new` makes `following`, which was drawn from `old`."""
+    if normalised:
+        noise = (following - old.mean) / old.std
+        return average(noise * (new.mean - old.mean), drawn)
+    return log_prob(sde, following, new, drawn) - log_prob(sde, following, old, drawn)
