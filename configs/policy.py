@@ -12,8 +12,8 @@ steps, and over seeds.
 
 :mini, 2 CPU cores: 16 steps in 50 s; the reward moved by less than its noise, 0.41 ->
 0.60 in one run and 0.57 -> 0.53 in another (measured, f3895e4; means of 8 steps).
-:tavr_14b, 64 chips of TPU v5p: 280 s a step, 3.2 days; :tavr_1p3b there: 47 s a step,
-half a day (estimate: FLOPs at 40 % of the peak, without decoder and rewards); reward
+:tavr_14b, 64 chips of TPU v5p: 260 s a step, 3 days; :tavr_1p3b there: 44 s a step,
+12 hours (estimate: FLOPs at 40 % of the peak, without decoder and rewards); reward
 unknown.
 """
 

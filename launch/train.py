@@ -5,9 +5,10 @@
 
 Stages 1 to 3 are same_scene, cross_scene and policy; text_to_video and audio_to_video
 may come before them; codec, face and lipsync train the frozen networks and end with
-WORKDIR/<stage>.safetensors. WORKDIR also holds config.json, run.json, checkpoints/,
-metrics.jsonl, parameters.txt, samples/ and tensorboard/. Any field of the config is a
-flag: --config.optimizer.learning_rate=1e-5.
+WORKDIR/<stage>.safetensors. WORKDIR also holds config.json, base.json (what it started
+from), run.json (who ran it, with what), checkpoints/, metrics.jsonl, parameters.txt,
+samples/, tensorboard/ and, of stage 3, start/. Any field of the config is a flag:
+--config.optimizer.learning_rate=1e-5.
 """
 
 from functools import partial

@@ -21,6 +21,7 @@ from configs import (
     lipsync,
     models,
     policy,
+    policy_nft,
     same_scene,
     text_to_video,
 )
@@ -29,7 +30,7 @@ from tavr_jax.encoders.weights_tavr import entries
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("tavr_jax", "configs", "data_pipelines", "launch")
-STAGES = (text_to_video, audio_to_video, same_scene, cross_scene, policy)
+STAGES = (text_to_video, audio_to_video, same_scene, cross_scene, policy, policy_nft)
 NETWORKS = {codec: build.codec, face: build.face_net, lipsync: build.sync_net}
 
 

@@ -46,7 +46,7 @@ class LoopConfig:
                 raise InputError(f"train.{name}: {value}: give at least {least}")
 
 
-_MAY_BE_ZERO = ("steps", "sample_every", "evaluate_every", "keep_every")
+_MAY_BE_ZERO = ("sample_every", "evaluate_every", "keep_every")
 
 
 @runtime_checkable
