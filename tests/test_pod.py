@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import cross_scene, policy
-from launch import pod, pod_fields, pod_jobset, pod_queued, pod_slurm
+from launch import pod_fields, pod_fit, pod_jobset, pod_queued, pod_slurm
 from launch.pod_job import Job, name_of
 from launch.pod_topology import CHIPS, Topology, parse, valid_shapes
 from tavr_jax.errors import InputError
@@ -34,6 +34,7 @@ AWKWARD = {
     "model.remat": False,
     "data.batch_size": 512,
 }
+TARGETS = {"queued": pod_queued, "jobset": pod_jobset, "slurm": pod_slurm}
 
 
 def job(target: str, **changes) -> Job:
@@ -115,8 +116,7 @@ def test_launch_train_takes_these_flags():
         from absl.flags import FLAGS
         from launch import train
         FLAGS(sys.argv)
-        print(json.dumps([train.WORKDIR.value, FLAGS["config"].override_values]))
-    """
+        print(json.dumps([train.WORKDIR.value, FLAGS["config"].override_values]))"""
     given = job("jobset")
     done = subprocess.run(
         [sys.executable, "-c", code, *given.train[2:]],
@@ -365,10 +365,10 @@ def config(stage=cross_scene, **parallel):
 
 def test_the_mesh_is_over_all_devices_of_all_slices():
     given = job("jobset", topology=parse("tpu7x:4x4x4"), slices=2)
-    mesh = pod.check(given, config(data=2, context=4))
+    mesh = pod_fit.check(given, config(data=2, context=4))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 32, "context": 4, "tensor": 1}
     assert len({d.process_index for d in mesh.devices.flat}) == 32
-    table = pod.summary(given, config(data=2, context=4), mesh)
+    table = pod_fit.summary(given, config(data=2, context=4), mesh)
     rows = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in table.splitlines())
     assert (rows["hosts"], rows["chips"], rows["chips per host"]) == ("32", "128", "4")
     assert (rows["global batch"], rows["per-device batch"]) == ("256", "1")
@@ -377,18 +377,18 @@ def test_the_mesh_is_over_all_devices_of_all_slices():
 def test_a_config_that_does_not_fit_is_refused():
     given = job("jobset")
     with pytest.raises(InputError, match=r"parallel: .*256 devices"):
-        pod.check(given, config(data=3))
+        pod_fit.check(given, config(data=3))
     with pytest.raises(InputError, match=r"parallel\.data: 1: 2 slices.*data=2$"):
-        pod.check(job("jobset", slices=2), config(fsdp=128, context=4))
+        pod_fit.check(job("jobset", slices=2), config(fsdp=128, context=4))
     for field, value in {"batch_size": 100, "path": ""}.items():
         wrong = config()
         wrong.data[field] = value
         with pytest.raises(InputError, match=rf"data\.{field}"):
-            pod.check(given, wrong)
+            pod_fit.check(given, wrong)
     # a policy batch counts its rollouts
     few = config(policy)
     few.data.batch_size, few.policy.group_size = 32, 8
-    assert pod.check(given, few).shape["fsdp"] == 256
+    assert pod_fit.check(given, few).shape["fsdp"] == 256
 
 
 # --- the command ----------------------------------------------------------------------
@@ -432,7 +432,7 @@ def test_the_command_from_flags_to_file(tmp_path):
 def test_shellcheck_finds_nothing(target, tmp_path):
     """Where it is installed; bash -n everywhere."""
     path = tmp_path / "script.sh"
-    path.write_text(pod.RENDERERS[target](job(target)))
+    path.write_text(TARGETS[target].render(job(target)))
     for checker in (["bash", "-n"], ["shellcheck"]):
         if shutil.which(checker[0]):
             assert subprocess.run([*checker, str(path)]).returncode == 0
