@@ -10,8 +10,8 @@ A batch is of rollout groups: batch_size samples, group_size rollouts of each. R
 of different samples differ by more than a few steps change, so read a mean over tens of
 steps, and over seeds.
 
-:mini, 2 CPU cores: 16 steps in 50 s; the reward moved by less than its noise, 0.41 ->
-0.60 in one run and 0.57 -> 0.53 in another (measured, f3895e4; means of 8 steps).
+:mini, 2 CPU cores: about 1 s a step; the reward moves by less than its noise (measured,
+two seeds: configs/README.md).
 :tavr_14b, 64 chips of TPU v5p: 260 s a step, 3 days; :tavr_1p3b there: 44 s a step,
 12 hours (estimate: FLOPs at 40 % of the peak, without decoder and rewards); reward
 unknown.

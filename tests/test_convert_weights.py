@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from configs import same_scene
-from launch import build
+from launch import build, origin
 from launch.start import begin
 from tavr_jax.encoders.tensors import read_tensors, write_tensors
 from tavr_jax.encoders.weights_tavr import entries
@@ -104,6 +104,7 @@ def test_a_run_with_low_rank_additions_is_merged_into_what_it_started_from(
     config.init_from = str(published)
     config.parallel.data, config.parallel.fsdp = 1, -1
     start = begin(config, make_mesh(MeshConfig(**config.parallel)), workdir, False)
+    origin.write(workdir, start.base)
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     finish(workdir, jax.tree.map(lambda x: x + 0.5, start.params()))
     done = convert(workdir, tmp_path / "trained.safetensors")

@@ -44,8 +44,14 @@ class Pod:
         line = ["bash", "launch/local_pod.sh", processes, "--devices", devices, "--"]
         line = [str(x) for x in [*line, sys.executable, *command]]
         with self.log.open("w") as out:
+            # Bash cannot listen to a signal that was ignored when it began, as Ctrl-C
+            # is in the background job of a shell.
             self.process = subprocess.Popen(
-                line, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+                line,
+                cwd=ROOT,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property

@@ -229,6 +229,8 @@ def test_ctrl_c_of_one_of_many_processes_is_what_stops_all(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     asked = []
     before = signal.signal(signal.SIGTERM, lambda *_: asked.append(signal.SIGTERM))
+    # A shell's background job, and so a test run in one, begins with SIGINT ignored.
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with loop._stop_requests():
             os.kill(os.getpid(), signal.SIGINT)
@@ -237,9 +239,10 @@ def test_ctrl_c_of_one_of_many_processes_is_what_stops_all(monkeypatch):
                 os.kill(os.getpid(), signal.SIGINT)
         with loop._stop_requests():
             pass
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        signal.signal(signal.SIGINT, outside)
     assert asked == [signal.SIGTERM]
 
 

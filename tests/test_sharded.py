@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from test_policy import BRIGHT, LEARNS
 from test_training import ADAM, NO_DROPS, make_batch, wide_network, wide_params
 
-from launch import pod
+from launch import pod_fit
 from launch.pod_topology import parse
 from tavr_jax.errors import InputError
 from tavr_jax.parallel import sharding
@@ -96,7 +96,7 @@ def test_no_mesh_axis_is_used_twice_in_one_array():
     ],
 )
 def test_the_rows_of_all_hosts_are_the_batch(name, slices, shape, rows, group, first):
-    mesh = pod.planned(MeshConfig(*shape), parse(name), slices)
+    mesh = pod_fit.planned(MeshConfig(*shape), parse(name), slices)
     split = sharding.batch(mesh, rows, group)
     hosts = {device.process_index for device in mesh.devices.flat}
     loaded = {host: sharding.host_rows(split, rows, host) for host in hosts}
@@ -120,17 +120,17 @@ def test_what_a_host_loads_is_its_part_of_the_batch():
 
 @pytest.mark.parametrize("name", ["v5p:4x4x4", "v6e:4x8", "tpu7x:2x2x4"])
 def test_slices_split_data_and_nothing_else(name):
-    mesh = pod.planned(MeshConfig(4, -1, 2, 2), parse(name), 2)
+    mesh = pod_fit.planned(MeshConfig(4, -1, 2, 2), parse(name), 2)
     assert mesh.shape["data"] == 4 and len({*mesh.devices.flat}) == mesh.size
     for number, block in enumerate(mesh.devices):
         assert {device.slice_index for device in block.flat} == {number // 2}
     with pytest.raises(InputError, match=r"parallel\.data: 3: 2 slices .*data=2$"):
-        pod.planned(MeshConfig(3, -1, 1, 1), parse("v5p:4x4x12"), 2)
+        pod_fit.planned(MeshConfig(3, -1, 1, 1), parse("v5p:4x4x12"), 2)
 
 
 def test_axes_that_jax_cannot_lay_out_are_one_line():
     with pytest.raises(InputError, match=r"^parallel: data=3, fsdp=10, .*[^\n]*$"):
-        pod.planned(MeshConfig(3, -1, 8, 4), parse("v5p:4x12x20"), 1)
+        pod_fit.planned(MeshConfig(3, -1, 8, 4), parse("v5p:4x12x20"), 1)
 
 
 def test_intermediates_are_pinned_inside_a_mesh_and_free_outside():

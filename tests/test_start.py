@@ -296,6 +296,9 @@ def test_a_resumed_run_wants_the_weights_that_it_started_from(tavr, tmp_path):
     tensors = read_tensors(place)
     tensors["blocks.1.ffn.0.weight"][3, 5] *= 2
     write_tensors(base, tensors, {})
+    with pytest.raises(InputError, match=r"init_from: .*moved.* started from .*base"):
+        started(config, workdir, True)
+    config.init_from = str(base)
     with pytest.raises(InputError, match=r"base\.safetensors: other weights .*init_"):
         started(config, workdir, True)
 
