@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from tavr_jax.errors import InputError
+from tavr_jax.training.checkpoint import flat
 
 LINES, CONFIG = "metrics.jsonl", "config.json"
 START = "init_from."  # before fields of the run that a run started from
@@ -204,17 +205,7 @@ def _resolved(path: Path, depth: int = 0) -> tuple[dict[str, Any], int]:
         if (before / CONFIG).is_file():
             fields, _ = _resolved(before, depth + 1)
             config["init_from"] = fields | {"checkpoint": step}
-    fields = _flat(config)
+    fields = flat(config)
     if fields.get("optimizer.schedule_steps") == fields.get("train.steps"):
         fields.pop("optimizer.schedule_steps", None)  # it says no more
     return fields, seed
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -357,7 +357,7 @@ def _set_aside(folder: Path) -> None:
 
 
 def _check_same(workdir: Path, stored: ConfigDict, config: ConfigDict) -> None:
-    before, now = _flat(stored.to_dict()), _flat(_tuples(config.to_dict()))
+    before, now = flat(stored.to_dict()), flat(_tuples(config.to_dict()))
     for name in sorted(before.keys() | now.keys()):
         fixed = any(name == f or name.startswith(f"{f}.") for f in FIXED)
         fixed = fixed and name not in _FREE
@@ -368,14 +368,15 @@ def _check_same(workdir: Path, stored: ConfigDict, config: ConfigDict) -> None:
             )
 
 
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """The fields of a config by their dotted names."""
+    fields = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            fields |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
-    return flat
+            fields[prefix + name] = value
+    return fields
 
 
 def _tuples(value: Any) -> Any:
