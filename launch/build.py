@@ -75,7 +75,10 @@ def parameters(module: nnx.Module) -> int:
 
 def _face_net(config: ConfigDict, source: str, asset: str, field: str) -> FaceNet:
     sizes = FaceConfig(**config.face)
-    make = lambda: FaceNet(sizes, rngs=nnx.Rngs(config.seed))  # noqa: E731
+
+    def make() -> FaceNet:
+        return FaceNet(sizes, rngs=nnx.Rngs(config.seed))
+
     return _filled(make, source, asset, field)
 
 

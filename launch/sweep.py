@@ -22,7 +22,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from launch import cli, sweep_grid, sweep_run, sweep_scripts
+from launch import cli, stages, sweep_grid, sweep_run, sweep_scripts
 from tavr_jax.errors import InputError
 
 CONFIG = cli.config_flag()
@@ -51,6 +51,8 @@ def main() -> None:
     rows = sweep_grid.rows_of_config(file) if SWEEP.value else [{}]
     given = config_flags.get_override_values(flag)
     runs = sweep_grid.expand(file, given, GRID.value, rows, SEEDS.value)
+    for one in runs:  # a choice that does not exist is found now, not in its run
+        stages.check(sweep_grid.load(file, one.fields))
     if FORMAT.value == "run":
         run(runs, folder)
         return

@@ -26,6 +26,12 @@ class Run(NamedTuple):
     name: str  # no two of a sweep; a folder's; more values or seeds keep it
     arguments: list[str]  # of launch.train, but for --workdir
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """What its arguments set, as text."""
+        words = (word.removeprefix("--config.") for word in self.arguments[1:])
+        return dict(word.split("=", 1) for word in words)
+
 
 def expand(
     file: str,

@@ -72,14 +72,13 @@ def jobsets(runs: Sequence[Run], folder: str, image: str, topology: str) -> str:
 
 
 def _job(run: Run, folder: str, image: str, topology: Topology) -> Job:
-    words = [word.removeprefix("--config").split("=", 1) for word in run.arguments]
-    (_, config), *fields = words
+    config = run.arguments[0].removeprefix("--config=")
     digest = hashlib.sha256(run.name.encode()).hexdigest()[:8]
     return Job(
         target="jobset",
         name=f"{_slug(folder.rpartition('/')[2])}-{digest}",
         config=config,
-        overrides={field.removeprefix("."): value for field, value in fields},
+        overrides=run.fields,
         workdir=f"{folder}/{run.name}",
         topology=topology,
         slices=1,

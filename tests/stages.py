@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny_dataset
+from recorded import record
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
@@ -46,21 +47,7 @@ def config_of(case: str, dataset: Path, output: Path):
 
 def recorded(make_loader, seen):
     """Loaders that note the clips they give."""
-
-    def make(*arguments, **named):
-        batches = make_loader(*arguments, **named)
-        take = type(batches).__next__
-
-        class Recorded(type(batches)):
-            def __next__(self):
-                batch = take(self)
-                seen.append(batch.clip.tolist())
-                return batch
-
-        batches.__class__ = Recorded
-        return batches
-
-    return make
+    return lambda *given, **named: record(make_loader(*given, **named), seen)
 
 
 def main(dataset: Path, output: Path, case: str) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from killed import create
+from recorded import record
 from test_training import Limit, create_wide, run_toy, toy_batches, wide_step
 
 from tavr_jax.training import loop
@@ -39,20 +40,6 @@ def test_two_and_two_steps_are_four(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *states)
     logged = losses(tmp_path / "straight")
     assert losses(tmp_path / "broken") == logged and list(logged) == [1, 2, 3, 4]
-
-
-def record(batches, seen):
-    """The same grain iterator, noting the clips it gives."""
-    take = type(batches).__next__
-
-    class Recorded(type(batches)):
-        def __next__(self):
-            batch = take(self)
-            seen.append(batch.clip.tolist())
-            return batch
-
-    batches.__class__ = Recorded
-    return batches
 
 
 def test_a_run_goes_on_on_another_mesh(tmp_path):

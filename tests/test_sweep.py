@@ -302,11 +302,12 @@ def test_the_command_line_prints_by_default_and_changes_nothing(tmp_path):
         "--config.data.path=x",
     ]
     base = [sys.executable, "-m", "launch.sweep", *words]
-    good, bad = (
+    good, *refused = (
         subprocess.run([*base, f"--grid={g}"], capture_output=True, text=True)
-        for g in ("policy.eta=0.5,0.7", "policy.etta=1")
+        for g in ("policy.eta=0.5,0.7", "policy.etta=1", "policy.sde=flow,foo")
     )
     assert good.returncode == 0 and len(good.stdout.splitlines()) == 4
     assert "--config.data.path=x" in shlex.split(good.stdout.splitlines()[0])
-    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and not bad.stdout
+    for bad in refused:
+        assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and not bad.stdout
     assert not (tmp_path / "W").exists()
