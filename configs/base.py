@@ -68,6 +68,13 @@ def model() -> ConfigDict:
     c.num_videoref_latents = 5  # R: 20 reference frames
     c.still_bucket = 0  # static room for packed ref-row tokens; 0 = all h*w
     c.reference_bucket = 0  # M, static room for packed reference tokens; 0 = all
+    # what reference tokens read of each other: global (official) | frame: those of
+    # their own latent, so that a longer reference costs as much more as it is longer,
+    # not the square (Avatar V's idea; ours); reference_bucket / R places a latent
+    c.reference_attention = "global"
+    # kernel of softmax attention: auto (by the devices) | chunked (any device) |
+    # splash (TPU; interpreted elsewhere, slowly) | cudnn (GPU, 16-bit dtype)
+    c.attention = "auto"
     c.dtype = "bfloat16"  # of matrix products; the residual stream is float32
     c.remat = True  # recompute block activations in the backward pass
     return c

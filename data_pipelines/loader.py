@@ -274,8 +274,12 @@ def _check_buckets(
     for row in source.rows:
         goes_on = continuation > 0 and transforms.video_latents(row) > length.chunk
         still = max(still, rows * columns if goes_on else row.still_tokens)
-        sums = np.convolve(row.face_tokens, np.ones(length.reference, int))
-        reference = max(reference, int(sums.max()))
+        if config.model.reference_attention == "frame":
+            of_one = length.reference * int(max(row.face_tokens))
+            reference = max(reference, of_one)  # every latent has as much room
+        else:
+            sums = np.convolve(row.face_tokens, np.ones(length.reference, int))
+            reference = max(reference, int(sums.max()))
     room = {
         "model.still_bucket": (config.model.still_bucket, still),
         "model.reference_bucket": (config.model.reference_bucket, reference),

@@ -26,6 +26,7 @@ from launch.parity_oracle import (
 from tavr_jax.diffusion import guidance
 from tavr_jax.models import rope
 from tavr_jax.models.layers import timestep_features
+from tavr_jax.models.tokens import patchify
 from tavr_jax.models.transformer import Transformer, main_input, reference_input
 from tavr_jax.types import Conditions
 
@@ -193,9 +194,12 @@ def _unrolled(model, latents, t, conditions) -> dict[str, np.ndarray]:
     x, context = model.embed_main(latents, t, conditions)
     r, reference = model.embed_reference(conditions)
     x_valid, r_valid = np.asarray(context.valid[0]), np.asarray(reference.valid[0])
+    size = model.config.patch_size
+    grids = (main_input(latents, conditions), reference_input(conditions))
+    video, ref = (to_theirs(model.patch(patchify(grid, size))) for grid in grids)
     found = {
-        "patch_video": to_theirs(model.patch(main_input(latents, conditions))),
-        "patch_ref": to_theirs(model.patch(reference_input(conditions))),
+        "patch_video": video,
+        "patch_ref": ref,
         "time_emb": model.time(t)[0],
         "time_emb0": model.time(jnp.zeros(1))[0],
         "time_proj": context.modulation[0],
@@ -221,5 +225,5 @@ def _unrolled(model, latents, t, conditions) -> dict[str, np.ndarray]:
             f"b{i}_ffn": both(a.ffn, b.ffn),
             f"block{i}": both(a.x, b.x),
         }
-    found["head"] = model.head_patches(x[:, : context.video], t)[0]
+    found["head"] = model.head_patches(x[:, : context.layout.video], t)[0]
     return found

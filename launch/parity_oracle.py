@@ -130,6 +130,8 @@ def load_model(oracle: Oracle, file: str, dtype: str = "float32") -> Transformer
     ours = {
         "still_bucket": 0,
         "reference_bucket": 0,
+        "reference_attention": "global",
+        "attention": "auto",
         "dtype": dtype,
         "remat": False,
     }

@@ -41,6 +41,8 @@ _OURS = {
     "num_videoref_latents": 1,
     "still_bucket": 0,
     "reference_bucket": 0,
+    "reference_attention": "global",
+    "attention": "auto",
     "dtype": "float32",
     "remat": False,
 }
@@ -230,7 +232,7 @@ def _trace(model: Transformer, latents, t, conditions) -> dict[str, jax.Array]:
     """The layers one by one; the tokens of the chunk only."""
     x, context = model.embed_main(latents, t, conditions)
     r, reference = model.embed_reference(conditions)
-    batch, video = len(latents), context.video
+    batch, video = len(latents), context.layout.video
     found = {
         "patch": x[:, :video],
         "temb": model.time(t),

@@ -95,6 +95,7 @@ def made(size: str, **fields):
     [
         ("tiny", {}),
         ("tiny", {"still_bucket": 3, "reference_bucket": 5, "remat": True}),
+        ("tiny", {"reference_bucket": 5, "reference_attention": "frame"}),
         # 64 x 10 tokens: attention in a tile, and a rest
         ("mini", {}),
         ("tavr_14b", {"still_bucket": 400, "reference_bucket": 1000}),

@@ -13,7 +13,6 @@ from tavr_jax.encoders.tensors import read_tensors, write_tensors
 from tavr_jax.encoders.weights_tavr import load_transformer, save_transformer
 from tavr_jax.errors import InputError
 from tavr_jax.models import tokens
-from tavr_jax.models.attention import QUERY_TILE, attend
 from tavr_jax.models.transformer import Transformer, TransformerConfig
 from tavr_jax.types import Conditions
 
@@ -34,7 +33,7 @@ def model() -> Transformer:
     return made
 
 
-def conditions(seed: int = 0, batch: int = 2) -> Conditions:
+def conditions(seed: int = 0, batch: int = 2, grid: int = GRID) -> Conditions:
     c, rng = CONFIG, np.random.default_rng(seed)
     rows, slots = 4 * (c.num_video_latents - 1) + 1, c.num_videoref_latents
 
@@ -45,12 +44,12 @@ def conditions(seed: int = 0, batch: int = 2) -> Conditions:
         return jnp.asarray(rng.random((batch, *shape)) < 0.5)
 
     return Conditions(
-        still=normal(1, GRID, GRID, 16),
-        still_tokens=coin(GRID // 2, GRID // 2),
-        motion=normal(2, GRID, GRID, 16),
+        still=normal(1, grid, grid, 16),
+        still_tokens=coin(grid // 2, grid // 2),
+        motion=normal(2, grid, grid, 16),
         has_motion=jnp.arange(batch) % 2 == 0,
-        reference=normal(slots, GRID, GRID, 16),
-        reference_tokens=coin(slots, GRID // 2, GRID // 2),
+        reference=normal(slots, grid, grid, 16),
+        reference_tokens=coin(slots, grid // 2, grid // 2),
         text=normal(c.text_len, c.text_dim),
         null_text=normal(c.text_len, c.text_dim),
         audio=normal(rows, c.audio_dim),
@@ -86,6 +85,37 @@ def test_packed_into_a_bucket_equals_unpacked(model):
     packed = resized(model, still_bucket=still, reference_bucket=faces)
     np.testing.assert_allclose(
         velocity(packed, told), velocity(model, told), rtol=0, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("field", ["attention", "reference_attention"])
+def test_an_unknown_choice_is_named(field):
+    with pytest.raises(InputError, match=rf"model\.{field}: 'x': expected"):
+        dataclasses.replace(CONFIG, **{field: "x"})
+
+
+def test_a_reference_read_latent_by_latent(model):
+    """Each latent shows what it would if the others were not there."""
+    local = resized(model, reference_attention="frame")
+    told = conditions()
+    changed = told._replace(reference=told.reference.at[:, 1].add(5.0))
+    first = slice(0, GRID * GRID // 4)
+    for a, b in zip(local.prefill(told), local.prefill(changed), strict=True):
+        if a.ndim == 5:
+            np.testing.assert_array_equal(a[:, :, first], b[:, :, first])
+    assert np.abs(velocity(local, told) - velocity(model, told)).max() > 1e-3
+    # one latent alone has nothing else to read
+    one = told._replace(
+        reference=told.reference[:, :1],
+        reference_tokens=told.reference_tokens[:, :1],
+        reference_audio=told.reference_audio[:, :4],
+    )
+    np.testing.assert_allclose(velocity(local, one), velocity(model, one), atol=2e-5)
+    faces = 2 * int(told.reference_tokens.sum((2, 3)).max())
+    packed = resized(local, reference_bucket=faces)
+    assert packed.prefill(told).valid.shape[1] == faces < told.reference_tokens[0].size
+    np.testing.assert_allclose(
+        velocity(packed, told), velocity(local, told), rtol=0, atol=2e-5
     )
 
 
@@ -170,20 +200,6 @@ def test_unpatchify_undoes_patchify():
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 6, 5))
     again = tokens.unpatchify(tokens.patchify(x, (1, 2, 2)), (1, 2, 2))
     np.testing.assert_array_equal(again, x)
-
-
-@pytest.mark.parametrize("queries", [QUERY_TILE - 1, QUERY_TILE, 2 * QUERY_TILE + 3])
-@pytest.mark.parametrize("wide", [False, True])
-def test_tiles_of_queries_equal_plain_softmax(queries, wide):
-    keys = jax.random.split(jax.random.key(3), 4)
-    q = jax.random.normal(keys[0], (1, queries, 2, 8))
-    k, v = (jax.random.normal(i, (1, 11, 2, 8)) for i in keys[1:3])
-    shape = (1, queries if wide else 1, 11)
-    mask = jax.random.bernoulli(keys[3], 0.7, shape).at[..., 0].set(True)
-    scores = jnp.einsum("bqkd,bmkd->bkqm", q, k) / jnp.sqrt(8.0)
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
-    expected = jnp.einsum("bkqm,bmkd->bqkd", weights, v)
-    np.testing.assert_allclose(attend(q, k, v, mask), expected, atol=1e-5)
 
 
 def test_ours_to_published_names_and_back_is_the_identity(model, tmp_path):

@@ -2,56 +2,60 @@
 
     (1) out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j,  over kept keys j
 
-Queries are taken in tiles, so memory is linear in the sequence; a query whose keys are
-all masked gets a finite number that nobody reads.
+A query whose keys are all masked gets a finite number that nobody reads. The kernels:
+
+    chunked  attention_chunked.py  any device, any mask; what the others are tested by
+    splash   attention_splash.py   TPU
+    cudnn    attention_cudnn.py    GPU, 16-bit numbers
+
+`auto` takes the fastest that the devices have. Arrays here are those of one device;
+attention_sharded.py spreads a call over a mesh.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-# Scores of one tile: small enough to stay in cache, large enough for the matrix unit.
-QUERY_TILE = 512
-# Far below any score, and finite: a row of nothing else is a mean, not a NaN.
-MASKED = -1e30
+from tavr_jax.errors import InputError
+from tavr_jax.models import attention_chunked, attention_cudnn, attention_splash
+from tavr_jax.parallel.mesh import platform
+
+KERNELS = ("auto", "chunked", "splash", "cudnn")
 
 
 def attend(
     q: Float[Array, "B n K d"],
     k: Float[Array, "B m K d"],
     v: Float[Array, "B m K d"],
-    mask: Bool[Array, "B q m"] | None = None,
+    mask: Bool[Array, "B q m"] | None,
+    kernel: str,
 ) -> Float[Array, "B n K d"]:
-    """(1). `mask` is true where a query may read a key; q = n, or 1 for all alike."""
-    mask = None if mask is None else mask[:, None]
-    tiles, rest = divmod(q.shape[1], QUERY_TILE)
-    if tiles + (rest > 0) <= 1:
-        return _tile(q, k, v, mask)
-    done = tiles * QUERY_TILE
-    body = _tiled(q[:, :done], k, v, mask, tiles)
-    if not rest:
-        return body
-    tail = mask if mask is None or mask.shape[2] == 1 else mask[:, :, done:]
-    return jnp.concatenate([body, _tile(q[:, done:], k, v, tail)], axis=1)
+    """(1). `mask` is true where a query may read a key; q = n, or 1 for all alike.
+
+    `kernel` is one of KERNELS. A mask that differs between queries is always chunked:
+    the fast kernels have no linear form of it, and it is only met where keys are few.
+    InputError where the kernel cannot take the numbers.
+    """
+    chosen = choose(kernel, q.dtype)
+    if mask is not None and mask.shape[1] != 1:
+        chosen = "chunked"
+    if chosen == "chunked":
+        return attention_chunked.attend(q, k, v, mask)
+    kept = None if mask is None else mask[:, 0]
+    if chosen == "splash":
+        return attention_splash.attend(q, k, v, kept)
+    return attention_cudnn.attend(q, k, v, kept)
 
 
-def _tiled(q, k, v, mask, tiles: int) -> Array:
-    b, n, heads, d = q.shape
-    queries = q.reshape(b, tiles, QUERY_TILE, heads, d).swapaxes(0, 1)
-    if mask is None or mask.shape[2] == 1:
-        out = jax.lax.map(lambda tile: _tile(tile, k, v, mask), queries)
-    else:
-        masks = mask[:, :, :n].reshape(b, 1, tiles, QUERY_TILE, -1)
-        pairs = (queries, masks.transpose(2, 0, 1, 3, 4))
-        out = jax.lax.map(lambda pair: _tile(pair[0], k, v, pair[1]), pairs)
-    return out.swapaxes(0, 1).reshape(b, n, heads, d)
-
-
-def _tile(q, k, v, mask) -> Array:
-    scores = jnp.einsum("bnkd,bmkd->bknm", q, k, preferred_element_type=jnp.float32)
-    scores = scores / np.sqrt(q.shape[-1])
-    if mask is not None:
-        scores = jnp.where(mask, scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bknm,bmkd->bnkd", weights, v)
+def choose(kernel: str, dtype: jnp.dtype) -> str:
+    """The kernel that `kernel` means on the devices a program is traced for."""
+    small = jax.dtypes.itemsize_bits(dtype) == 16
+    if kernel == "auto":
+        usual = {"tpu": "splash", "gpu": "cudnn" if small else "chunked"}
+        return usual.get(platform(), "chunked")
+    if kernel == "cudnn" and not small:
+        raise InputError(
+            f"model.attention: cudnn reads 16-bit numbers, not {dtype}: set "
+            "model.dtype to bfloat16, or model.attention to auto"
+        )
+    return kernel

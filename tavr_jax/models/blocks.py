@@ -4,8 +4,8 @@ The reference stream sees neither noise, nor time, nor the caption, so it runs a
 hands its keys and values to the main stream (TAVR_SPEC 10.4, 10.6):
 
     (1) m = P + E                        shift1 scale1 gate1 shift2 scale2 gate2
-    (2) x += gate1 SelfAttn(modulate(LN(x)))   main reads main and reference,
-                                               reference reads reference
+    (2) x += gate1 SelfAttn(modulate(LN(x)))   main reads main and reference, reference
+                                               reads reference, or its own latent of it
     (3) x += TextAttn(norm3(x))
     (4) x += AudioAttn(norm4(x))         video tokens: a window of driving audio;
                                          reference tokens: their own four rows, through
@@ -18,12 +18,13 @@ be compared one by one; under jit an unread term costs nothing.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from tavr_jax.models import rope
-from tavr_jax.models.attention import attend
+from tavr_jax.models.attention_sharded import KeysValues, attend_all, read
 from tavr_jax.models.layers import (
     MLP,
     Adapter,
@@ -34,6 +35,8 @@ from tavr_jax.models.layers import (
     modulate,
     normal,
 )
+from tavr_jax.models.tokens import Layout
+from tavr_jax.parallel.sharding import constrain
 
 
 class Rope(NamedTuple):
@@ -53,8 +56,7 @@ class Main(NamedTuple):
     text: Float[Array, "B L D"]
     audio: Float[Array, "B a D"]
     audio_positions: Float[Array, "window D"]
-    slots: int  # T
-    video: int  # T h w, the tokens in front of the ref row
+    layout: Layout
 
 
 class Reference(NamedTuple):
@@ -68,6 +70,7 @@ class Reference(NamedTuple):
     audio: Float[Array, "B Q D"]
     audio_positions: Float[Array, "Q D"]
     audio_mask: Bool[Array, "B M Q"]
+    layout: Layout | None  # of latents that only read themselves; None: all read all
 
 
 class MainParts(NamedTuple):
@@ -103,7 +106,7 @@ class Attention(nnx.Module):
         self.o = linear(width, width, dtype, rngs)
         self.norm_q = RMSNorm(width, config.eps, rngs)
         self.norm_k = RMSNorm(width, config.eps, rngs)
-        self.heads = config.num_heads
+        self.heads, self.kernel = config.num_heads, config.attention
 
     def split(self, x: Float[Array, "*n D"]) -> Float[Array, "*n K d"]:
         """Into heads."""
@@ -126,7 +129,7 @@ class Attention(nnx.Module):
         """Read `rows`, all of them: no mask, no positions."""
         q = self.split(self.norm_q(self.q(x)))
         k = self.split(self.norm_k(self.k(rows)))
-        return self.merge(attend(q, k, self.split(self.v(rows))))
+        return self.merge(read(q, k, self.split(self.v(rows)), None, self.kernel))
 
 
 class AudioAttention(Attention):
@@ -148,23 +151,21 @@ class AudioAttention(Attention):
         Padding rows are zero after projection and norm and take part in the softmax:
         their keys are the position embedding alone, their values zero.
         """
-        batch, video, width = x.shape
+        layout = context.layout
         pad = (self.window - self.stride) // 2
         edge = ((0, 0), (pad, pad), (0, 0))
-        keys = jnp.pad(self.norm_k(self.k(context.audio)), edge)
-        values = jnp.pad(self.v(context.audio), edge)
-        starts = self.stride * jnp.arange(context.slots)
+        keys = constrain(self.norm_k(self.k(context.audio)), "B", None, None)
+        values = constrain(self.v(context.audio), "B", None, None)
+        keys, values = jnp.pad(keys, edge), jnp.pad(values, edge)
+        starts = self.stride * jnp.arange(layout.slots)
         rows = starts[:, None] + jnp.arange(self.window)[None]
         positions = context.audio_positions[None, None].astype(keys.dtype)
         keys, values = keys[:, rows] + positions, values[:, rows]
-        frames = batch * context.slots
-        q = self.norm_q(self.q(x)).reshape(frames, video // context.slots, width)
-        out = attend(
-            self.split(q),
-            self.split(keys.reshape(frames, self.window, width)),
-            self.split(values.reshape(frames, self.window, width)),
-        )
-        return self.merge(out).reshape(batch, video, width)
+        q = layout.frames(self.norm_q(self.q(x)))
+        frames = [y.reshape(-1, *y.shape[2:]) for y in (q, keys, values)]
+        out = read(*(self.split(y) for y in frames), None, self.kernel)
+        out = out.reshape(*q.shape[:3], *out.shape[2:])
+        return self.merge(layout.in_runs(out))
 
     def reference(
         self, x: Float[Array, "B M D"], context: Reference
@@ -176,7 +177,7 @@ class AudioAttention(Attention):
         k = k + context.audio_positions[None].astype(k.dtype)
         v = self.v(rows) + self.adapter_v(rows)
         heads = (self.split(q), self.split(k), self.split(v))
-        return self.merge(attend(*heads, context.audio_mask))
+        return self.merge(read(*heads, context.audio_mask, self.kernel))
 
 
 class Block(nnx.Module):
@@ -202,34 +203,38 @@ class Block(nnx.Module):
         reference_valid: Bool[Array, "B M"],
     ) -> MainParts:
         """Video and ref-row tokens through the block."""
-        video = context.video
-        x = x.at[:, video:].add(context.still_embedding.reshape(1, 1, -1))
+        layout = context.layout
+        embedding = constrain(context.still_embedding, None)
+        x = constrain(x, "B", "N", None) + layout.on_still(embedding, x.shape[0])
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(context)
 
         y = modulate(layer_norm(x, self.eps), shift1, scale1)
         q, k, v = self.self_attn.qkv(y, context.rope)
-        k = jnp.concatenate([k, reference_keys], axis=1)
-        v = jnp.concatenate([v, reference_values], axis=1)
-        mask = jnp.concatenate([context.valid, reference_valid], axis=1)[:, None]
-        self_attn = self.self_attn.merge(attend(q, k, v, mask))
+        reference = KeysValues(reference_keys, reference_values, reference_valid)
+        own = KeysValues(k, v, context.valid)
+        self_attn, _ = attend_all(q, own, reference, self.self_attn.kernel)
+        self_attn = self.self_attn.merge(self_attn)
         x = x + gate1 * self_attn
 
         cross_attn = self.cross_attn.cross(self.norm3(x), context.text)
         x = x + cross_attn
-        audio_attn = self.audio_attn.driving(self.norm4(x[:, :video]), context)
-        x = x.at[:, :video].add(audio_attn)
+        audio_attn = self.audio_attn.driving(self.norm4(layout.video_of(x)), context)
+        x = x + layout.among_all(audio_attn)
         ffn = self.ffn(modulate(layer_norm(x, self.eps), shift2, scale2))
-        x = x + gate2 * ffn
+        x = constrain(x + gate2 * ffn, "B", "N", None)
         return MainParts(x, self_attn, cross_attn, audio_attn, ffn)
 
     def reference(self, x: Float[Array, "B M D"], context: Reference) -> ReferenceParts:
         """Reference tokens through the block."""
-        x = x + context.embedding.reshape(1, 1, -1)
+        embedding = constrain(context.embedding, None).reshape(1, 1, -1)
+        x = constrain(x, "B", "N", None) + embedding
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(context)
 
         y = modulate(layer_norm(x, self.eps), shift1, scale1)
         q, k, v = self.self_attn.qkv(y, context.rope)
-        self_attn = self.self_attn.merge(attend(q, k, v, context.valid[:, None]))
+        own = KeysValues(k, v, context.valid)
+        self_attn, shown = self._among_references(q, own, context.layout)
+        self_attn = self.self_attn.merge(self_attn)
         x = x + gate1 * self_attn
 
         cross_attn = self.cross_attn.cross(self.norm3(x), context.text)
@@ -237,9 +242,28 @@ class Block(nnx.Module):
         audio_attn = self.audio_attn.reference(self.norm4(x), context)
         x = x + audio_attn
         ffn = self.ffn(modulate(layer_norm(x, self.eps), shift2, scale2))
-        x = x + gate2 * ffn
-        return ReferenceParts(x, k, v, self_attn, cross_attn, audio_attn, ffn)
+        x = constrain(x + gate2 * ffn, "B", "N", None)
+        terms = (self_attn, cross_attn, audio_attn, ffn)
+        return ReferenceParts(x, shown.keys, shown.values, *terms)
+
+    def _among_references(
+        self, q: Float[Array, "B M K d"], own: KeysValues, layout: Layout | None
+    ) -> tuple[Float[Array, "B M K d"], KeysValues]:
+        kernel = self.self_attn.kernel
+        if layout is None:
+            return attend_all(q, own, None, kernel)
+
+        def apart(x: Array) -> Array:
+            x = layout.frames(x)
+            return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+        def together(x: Array) -> Array:
+            return layout.in_runs(x.reshape(len(q), layout.slots, *x.shape[1:]))
+
+        parts = jax.tree.map(apart, (q, own))
+        return jax.tree.map(together, attend_all(*parts, None, kernel))
 
     def _modulation(self, context: Main | Reference) -> list[Array]:
-        rows = self.modulation[...][None] + context.modulation
+        own = constrain(self.modulation[...], None, None)
+        rows = constrain(own[None] + context.modulation, "B", None, None)
         return [rows[:, i, None, :] for i in range(6)]

@@ -6,19 +6,19 @@ large models. The letters are those of tavr_jax/types.py; V = T h w video tokens
 + packed ref-row tokens, a = 4 T rows of driving audio, window = audio_window, f = width
 of the feed-forward, r = of the adapters, c and o = values of a patch in and out.
 
-Main stream, once (patches are embedded before they are packed), then per layer:
+Main stream, once (patches are packed before they are embedded), then per layer:
 
-    (1) patches   2 (T + 1) h w c D           (6)  projections  8 N D^2
+    (1) patches   2 N c D                     (6)  projections  8 N D^2
     (2) time      2 (freq D + 7 D^2)          (7)  scores       4 N (N + M) D
     (3) text      2 L (E D + D^2)             (8)  text         4 (N + L) D^2 + 4 N L D
     (4) audio     2 a (U D + D^2)             (9)  audio        4 (V + a) D^2
     (5) head      2 V D o + 2 (freq D + D^2)                    + 4 V window D
                                               (10) feed-forward 4 N D f
 
-Reference stream (`prefill`): (1) with R h w patches, (2), (3), (4) with Q rows of width
+Reference stream (`prefill`): (1) with M for N, (2), (3), (4) with Q rows of width
 V; (6), (8), (10) with M for N, and
 
-    (11) scores   4 M M D
+    (11) scores   4 M M D, or 4 M (M / R) D where a latent only reads itself
     (12) audio    4 (M + Q) D^2 + 4 M Q D
     (13) adapters 4 (M + 2 Q) D r
 
@@ -104,13 +104,16 @@ def sizes(config: TransformerConfig, rows: int, columns: int) -> Sizes:
     """A whole chunk and reference on a grid of `rows` x `columns` latents, as packed by
     the buckets of `config`."""
     grid = rows // config.patch_size[1], columns // config.patch_size[2]
-    room, all_of = grid[0] * grid[1], config.num_videoref_latents * grid[0] * grid[1]
+    room, latents = grid[0] * grid[1], config.num_videoref_latents
+    reference = min(config.reference_bucket or latents * room, latents * room)
+    if config.reference_attention == "frame":
+        reference = latents * -(-reference // latents)
     return Sizes(
         latents=config.num_video_latents,
         grid=grid,
         still=min(config.still_bucket or room, room),
-        reference_latents=config.num_videoref_latents,
-        reference=min(config.reference_bucket or all_of, all_of),
+        reference_latents=latents,
+        reference=reference,
     )
 
 
@@ -125,10 +128,9 @@ def main(config: TransformerConfig, sizes: Sizes) -> Parts:
     video = target_tokens(sizes)
     tokens, rows = video + sizes.still, c.audio_per_latent * sizes.latents
     _, py, px = c.patch_size
-    area = sizes.grid[0] * sizes.grid[1]
     head = 2 * video * d * c.out_dim * py * px + 2 * (c.freq_dim * d + d * d)
     return Parts(
-        embeddings=_embeddings(c, (sizes.latents + 1) * area, rows, c.audio_dim),
+        embeddings=_embeddings(c, tokens, rows, c.audio_dim),
         projections=c.num_layers * 8 * tokens * d**2,
         scores=c.num_layers * 4 * tokens * (tokens + sizes.reference) * d,
         text=c.num_layers * 4 * (tokens + c.text_len) * d**2,
@@ -145,11 +147,11 @@ def prefill(config: TransformerConfig, sizes: Sizes) -> Parts:
     """(1) to (4), (6), (8), (10) to (13): one pass of the reference stream."""
     c, d = config, config.dim
     tokens, rows = sizes.reference, c.audio_per_latent * sizes.reference_latents
-    patches = sizes.reference_latents * sizes.grid[0] * sizes.grid[1]
+    apart = sizes.reference_latents if c.reference_attention == "frame" else 1
     return Parts(
-        embeddings=_embeddings(c, patches, rows, c.videoref_audio_dim),
+        embeddings=_embeddings(c, tokens, rows, c.videoref_audio_dim),
         projections=c.num_layers * 8 * tokens * d**2,
-        scores=c.num_layers * 4 * tokens**2 * d,
+        scores=c.num_layers * 4 * tokens * (tokens // apart) * d,
         text=c.num_layers * 4 * (tokens + c.text_len) * d**2,
         text_scores=c.num_layers * 4 * tokens * c.text_len * d,
         audio=c.num_layers * 4 * (tokens + rows) * d**2,
@@ -214,11 +216,11 @@ def _learned(parts: Parts, trained: float) -> float:
     return 3 * parts.unweighted + (2 + trained) * weighted
 
 
-def _embeddings(c: TransformerConfig, patches: int, rows: int, audio_dim: int) -> int:
+def _embeddings(c: TransformerConfig, tokens: int, rows: int, audio_dim: int) -> int:
     """(1) to (4)."""
     d, (_, py, px) = c.dim, c.patch_size
     return 2 * (
-        patches * c.in_channels * py * px * d
+        tokens * c.in_channels * py * px * d
         + c.freq_dim * d
         + 7 * d**2
         + c.text_len * (c.text_dim * d + d**2)

@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tavr_jax.parallel.sharding import constrain
+
 zeros = nnx.initializers.zeros_init()
 
 
@@ -90,9 +92,11 @@ class MLP(nnx.Module):
         self.up = linear(inputs, hidden, dtype, rngs)
         self.down = linear(hidden, outputs, dtype, rngs)
 
-    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+    def __call__(self, x: Float[Array, "B *n i"]) -> Float[Array, "B *n o"]:
         """Two dense layers."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+        # Else XLA may split it like the weights, and then all of it over again.
+        hidden = constrain(self.up(x), "B")
+        return self.down(jax.nn.gelu(hidden, approximate=True))
 
 
 class Adapter(nnx.Module):

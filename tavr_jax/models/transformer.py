@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from tavr_jax.errors import InputError
 from tavr_jax.models import rope, tokens
+from tavr_jax.models.attention import KERNELS
 from tavr_jax.models.blocks import Block, Main, Reference, Rope
 from tavr_jax.models.layers import (
     MLP,
@@ -29,6 +31,8 @@ from tavr_jax.models.layers import (
     timestep_features,
     zeros,
 )
+from tavr_jax.parallel import sharding
+from tavr_jax.parallel.sharding import constrain
 from tavr_jax.types import Conditions
 
 
@@ -60,8 +64,21 @@ class TransformerConfig:
     num_videoref_latents: int
     still_bucket: int
     reference_bucket: int
+    reference_attention: str
+    attention: str
     dtype: str
     remat: bool
+
+    def __post_init__(self):
+        for field, known in (
+            ("attention", KERNELS),
+            ("reference_attention", ("global", "frame")),
+        ):
+            value = getattr(self, field)
+            if value not in known:
+                raise InputError(
+                    f"model.{field}: {value!r}: expected {' | '.join(known)}"
+                )
 
 
 class ReferenceCache(NamedTuple):
@@ -134,7 +151,7 @@ class Transformer(nnx.Module):
             return block.main(x, context, keys, values, cache.valid).x, None
 
         x, _ = jax.lax.scan(self._remat(layer), x, (layers, cache.keys, cache.values))
-        return self.unembed(x, timestep, latents.shape)
+        return self.unembed(x, timestep, latents.shape, context.layout)
 
     def embed_main(
         self,
@@ -144,19 +161,13 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "B N D"], Main]:
         """Tokens of chunk and ref row, packed, and what the blocks read beside them."""
         c = self.config
-        slots = latents.shape[1]
-        patches = self.patch(main_input(latents, conditions))
-        _, _, h, w, width = patches.shape
-        flat = patches.reshape(patches.shape[0], -1, width)
-        valid = jnp.concatenate(
-            [
-                jnp.ones((flat.shape[0], slots * h * w), bool),
-                conditions.still_tokens.reshape(flat.shape[0], -1),
-            ],
-            axis=1,
-        )
-        bucket = slots * h * w + c.still_bucket if c.still_bucket else 0
-        indices, valid = tokens.pack(valid, bucket)
+        slots, runs = latents.shape[1], sharding.shares("N")
+        patches = tokens.patchify(main_input(latents, conditions), c.patch_size)
+        batch, _, h, w, _ = patches.shape
+        still = conditions.still_tokens.reshape(batch, -1)
+        still, taken = tokens.pack(still, c.still_bucket, runs)
+        layout = tokens.Layout(runs, slots, h * w, still.shape[1] // runs)
+        indices, valid = layout.order(still, taken)
         # The ref row stands at time 0, like the first video latent.
         times = np.append(np.arange(slots), np.zeros(c.num_ref))
         context = Main(
@@ -164,24 +175,28 @@ class Transformer(nnx.Module):
             valid=valid,
             modulation=self._project_time(self.time(timestep)),
             still_embedding=self.still_embedding[0],
-            text=self.text_embedding(conditions.text),
+            text=constrain(self.text_embedding(conditions.text), "B", None, None),
             audio=self.audio_tokens(conditions),
             audio_positions=self.audio_positions[...],
-            slots=slots,
-            video=slots * h * w,
+            layout=layout,
         )
-        return tokens.take(flat, indices), context
+        return self._embed(patches, indices), context
 
     def embed_reference(
         self, conditions: Conditions
     ) -> tuple[Float[Array, "B M D"], Reference]:
         """Valid reference tokens, packed, and what the blocks read beside them."""
         c = self.config
-        patches = self.patch(reference_input(conditions))
-        batch, slots, h, w, width = patches.shape
-        flat = patches.reshape(batch, slots * h * w, width)
-        valid = conditions.reference_tokens.reshape(batch, slots * h * w)
-        indices, valid = tokens.pack(valid, c.reference_bucket)
+        patches = tokens.patchify(reference_input(conditions), c.patch_size)
+        batch, slots, h, w, _ = patches.shape
+        valid = conditions.reference_tokens.reshape(batch, slots, h * w)
+        runs, layout = sharding.shares("N"), None
+        if c.reference_attention == "frame":
+            room = -(-c.reference_bucket // c.num_videoref_latents)
+            indices, valid, layout = tokens.pack_latents(valid, room, runs)
+        else:
+            valid = valid.reshape(batch, slots * h * w)
+            indices, valid = tokens.pack(valid, c.reference_bucket, runs)
         rows = jnp.arange(slots * c.audio_per_latent) // c.audio_per_latent
         time = self.time(jnp.zeros(batch)) + self.time_embedding_videoref[...][None]
         context = Reference(
@@ -189,22 +204,23 @@ class Transformer(nnx.Module):
             valid=valid,
             modulation=self._project_time(time),
             embedding=self.reference_embedding[0],
-            text=self.text_embedding(conditions.null_text),
+            text=constrain(self.text_embedding(conditions.null_text), "B", None, None),
             audio=self.reference_audio_tokens(conditions),
             audio_positions=jnp.tile(self.reference_audio_positions[...], (slots, 1)),
+            layout=layout,
             audio_mask=(indices // (h * w))[:, :, None] == rows[None, None],
         )
-        return tokens.take(flat, indices), context
+        return self._embed(patches, indices), context
 
-    def patch(self, x: Float[Array, "B n H W c"]) -> Float[Array, "B n h w D"]:
+    def patch(self, patches: Float[Array, "B *n p"]) -> Float[Array, "B *n D"]:
         """One 18-channel convolution with kernel = stride, as a dense layer."""
-        patches = self.patch_embedding(tokens.patchify(x, self.config.patch_size))
-        return patches.astype(jnp.float32)
+        return self.patch_embedding(patches).astype(jnp.float32)
 
     def time(self, timestep: Float[Array, " B"]) -> Float[Array, "B D"]:
         """e(t) = W2 silu(W1 f(t))."""
         features = timestep_features(timestep, self.config.freq_dim)
-        return self.time_out(jax.nn.silu(self.time_in(features)))
+        hidden = constrain(self.time_in(features), "B", None)
+        return constrain(self.time_out(jax.nn.silu(hidden)), "B", None)
 
     def audio_tokens(self, conditions: Conditions) -> Float[Array, "B a D"]:
         """Driving audio, the learned null where it is absent.
@@ -218,26 +234,29 @@ class Transformer(nnx.Module):
         front = jnp.broadcast_to(null, (rows.shape[0], missing, rows.shape[2]))
         rows = jnp.concatenate([front.astype(rows.dtype), rows], axis=1)
         present = conditions.has_audio[:, None, None]
-        return self.audio_embedding(jnp.where(present, rows, null))
+        rows = self.audio_embedding(jnp.where(present, rows, null))
+        return constrain(rows, "B", None, None)
 
     def reference_audio_tokens(self, conditions: Conditions) -> Float[Array, "B Q D"]:
         """Reference audio, the learned null where it is absent."""
         present = conditions.has_reference_audio[:, None, None]
         null = self.null_reference_audio[...][None]
         rows = jnp.where(present, conditions.reference_audio, null)
-        return self.reference_audio_embedding(rows)
+        return constrain(self.reference_audio_embedding(rows), "B", None, None)
 
     def unembed(
         self,
         x: Float[Array, "B N D"],
         timestep: Float[Array, " B"],
         shape: tuple[int, ...],
+        layout: tokens.Layout,
     ) -> Float[Array, "B T H W C"]:
         """Head: video tokens back to the latent grid."""
         _, py, px = self.config.patch_size
         batch, slots, rows, columns, _ = shape
         h, w = rows // py, columns // px
-        patches = self.head_patches(x[:, : slots * h * w], timestep)
+        patches = self.head_patches(layout.video_of(x), timestep)
+        patches = layout.frames(patches)[:, :, : h * w]
         patches = patches.reshape(batch, slots, h, w, -1)
         return tokens.unpatchify(patches, self.config.patch_size)
 
@@ -252,8 +271,16 @@ class Transformer(nnx.Module):
         shift, scale = rows[:, :1], rows[:, 1:]
         return self.head(modulate(layer_norm(x, self.config.eps), shift, scale))
 
+    def _embed(
+        self, patches: Float[Array, "B T h w p"], indices: Int[Array, "B N"]
+    ) -> Float[Array, "B N D"]:
+        flat = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+        x = self.patch(tokens.take(flat, constrain(indices, "B", "N")))
+        return constrain(x, "B", "N", None)
+
     def _project_time(self, time: Float[Array, "B D"]) -> Float[Array, "B six D"]:
         rows = self.time_projection(jax.nn.silu(time))
+        rows = constrain(rows, "B", None)
         return rows.reshape(time.shape[0], 6, -1)
 
     def _rope(self, indices: Array, times: np.ndarray, grid: tuple[int, int]) -> Rope:

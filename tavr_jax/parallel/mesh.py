@@ -92,3 +92,22 @@ def axis_sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
             "set one axis to -1 or change the others"
         )
     return tuple(sizes)
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: the devices a program is traced for (not those it is traced on,
+    where it is compiled for others)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.abstract_device is None:
+        return jax.default_backend()
+    # A mesh tells the makers of GPUs apart.
+    name = mesh.abstract_device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def device_kind() -> str:
+    """`jax.Device.device_kind` of the devices a program is traced for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.abstract_device is None:
+        return jax.devices()[0].device_kind
+    return mesh.abstract_device.device_kind

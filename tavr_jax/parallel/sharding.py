@@ -4,6 +4,7 @@
                                 weights, so that gathered weights serve all its rows
     N           context         tokens of one sample; attention exchanges heads for it
     K           tensor          heads never mix inside attention
+    heads       tensor, context heads where attention has all tokens of a sample
     parameter   fsdp, context   every device holds 1/(fsdp context) of each large tensor
                                 and of its moments; gathered layer by layer. `data`
                                 keeps whole copies: its links may be slow
@@ -26,6 +27,7 @@ RULES = {
     "B": ("data", "fsdp"),
     "N": ("context",),
     "K": ("tensor",),
+    "heads": ("tensor", "context"),
     "parameter": ("fsdp", "context"),
 }
 
@@ -35,18 +37,44 @@ def spec(*axes: str | None) -> PartitionSpec:
 
     ValueError if two axes of the array would land on the same mesh axis.
     """
-    places = [RULES.get(axis, ()) if axis else () for axis in axes]
+    places = [_places(axis) for axis in axes]
     used = [place for group in places for place in group]
     if len(used) != len(set(used)):
         raise ValueError(f"axes {axes}: a mesh axis is used twice in {places}")
     return PartitionSpec(*(place or None for place in places))
 
 
+def fitting(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
+    """`spec` with, of each group of mesh axes, only the first ones that divide.
+
+    A program whose parts are written out (shard_map) has no uneven parts: two samples
+    on eight devices are whole on each.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    fits = []
+    for length, axis in zip(shape, axes, strict=True):
+        kept = _places(axis)
+        while length % math.prod(sizes[place] for place in kept):
+            kept = kept[:-1]
+        fits.append(kept or None)
+    return PartitionSpec(*fits)
+
+
+def shares(axis: str) -> int:
+    """Into how many parts the mesh around us splits `axis`; 1 outside of any."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(place, 1) for place in RULES[axis])
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an intermediate inside jit; outside of any mesh it does nothing."""
+    """Pin an intermediate inside jit; outside of any mesh it does nothing.
+
+    Axes after the last that is told are XLA's to place.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*axes))
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - len(axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec(*axes), *rest))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -118,6 +146,10 @@ def place(sharding: NamedSharding, rows: int, local: PyTree) -> PyTree:
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     return jax.tree.map(put, local)
+
+
+def _places(axis: str | None) -> tuple[str, ...]:
+    return RULES.get(axis, ()) if axis else ()
 
 
 def _parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
