@@ -50,7 +50,7 @@ def test_every_folder_of_code_is_packaged_and_no_test_is():
     assert not any("tests" in name for name in packaged)
     text = (ROOT / "setup.py").read_text()
     for path in ROOT.glob("tavr_jax/**/*"):
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md"):
             folder = path.relative_to(ROOT / "tavr_jax").parts[0]
             assert f'"{folder}/' in text, f"{path}: not in package_data of setup.py"
 

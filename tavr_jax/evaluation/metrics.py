@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 _EPS = 1e-6  # torch's pairwise_distance adds it to every difference
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -72,8 +72,15 @@ def identity(
     frames: Float[np.ndarray, "F Z"], references: Float[np.ndarray, "J Z"]
 ) -> Identity:
     """Whose face is it: face embeddings of a video against reference faces."""
-    cosines = _unit(frames) @ _unit(references).T
-    return Identity(float(cosines.mean()), float(cosines.max(axis=1).mean()))
+    found = cosines(frames, references)
+    return Identity(float(found.mean()), float(found.max(axis=1).mean()))
+
+
+def cosines(
+    first: Float[np.ndarray, "F Z"], second: Float[np.ndarray, "J Z"]
+) -> Float[np.ndarray, "F J"]:
+    """Of all pairs of rows."""
+    return _unit(first) @ _unit(second).T
 
 
 def lip_sync(
@@ -125,7 +132,28 @@ def ssim(
     video: UInt8[np.ndarray, "F Y X 3"], truth: UInt8[np.ndarray, "F Y X 3"]
 ) -> float:
     """(5), mean over frames; 1 for identical ones. Frames are at least 11 x 11."""
-    return float(np.mean([_ssim(x, y) for x, y in zip(video, truth, strict=True)]))
+    return float(
+        np.mean([ssim_map(x, y).mean() for x, y in zip(video, truth, strict=True)])
+    )
+
+
+def ssim_map(
+    x: UInt8[np.ndarray, "Y X 3"], y: UInt8[np.ndarray, "Y X 3"]
+) -> Float[np.ndarray, "Y-10 X-10"]:
+    """(5) of one frame, at every pixel 5 or more from its edge."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    c1, c2 = 2.55**2, 7.65**2
+
+    def local_mean(image: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(image, (11, 11), 1.5)[5:-5, 5:-5]
+
+    mx, my = local_mean(x), local_mean(y)
+    sx = local_mean(x * x) - mx * mx
+    sy = local_mean(y * y) - my * my
+    sxy = local_mean(x * y) - mx * my
+    above = (2 * mx * my + c1) * (2 * sxy + c2)
+    below = (mx * mx + my * my + c1) * (sx + sy + c2)
+    return (above / below).mean(axis=-1)
 
 
 def sharpness(
@@ -151,12 +179,20 @@ def flicker(
     """
     size = (boxes[:, 2:] - boxes[:, :2]) * _FACE_MARGIN
     grown = np.concatenate([boxes[:, :2] - size, boxes[:, 2:] + size], axis=1)
-    outside = np.ones(video.shape[1:3], bool)
-    for left, top, right, bottom in _pixels(grown, outside.shape):
-        outside[top:bottom, left:right] = False
-    if not outside.any() or len(video) < 2:
+    free = outside(grown, video.shape[1:3])
+    if not free.any() or len(video) < 2:
         return float("nan")
-    return float(np.abs(np.diff(_luma(video)[:, outside], axis=0)).mean())
+    return float(np.abs(np.diff(_luma(video)[:, free], axis=0)).mean())
+
+
+def outside(
+    boxes: Float[np.ndarray, "n 4"], size: tuple[int, int]
+) -> Bool[np.ndarray, "Y X"]:
+    """The pixels of a frame of `size` (Y, X) that no box (in 0..1) covers."""
+    free = np.ones(size, bool)
+    for left, top, right, bottom in _pixels(boxes, size):
+        free[top:bottom, left:right] = False
+    return free
 
 
 def mouth_motion(
@@ -239,20 +275,3 @@ def _mouths(video: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         for frame, (lf, t, r, b) in zip(_luma(video), regions, strict=True)
     ]
     return np.stack(crops).reshape(len(crops), -1)
-
-
-def _ssim(x: np.ndarray, y: np.ndarray) -> float:
-    """(5) of one frame."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    c1, c2 = 2.55**2, 7.65**2
-
-    def local_mean(image: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(image, (11, 11), 1.5)[5:-5, 5:-5]
-
-    mx, my = local_mean(x), local_mean(y)
-    sx = local_mean(x * x) - mx * mx
-    sy = local_mean(y * y) - my * my
-    sxy = local_mean(x * y) - mx * my
-    above = (2 * mx * my + c1) * (2 * sxy + c2)
-    below = (mx * mx + my * my + c1) * (sx + sy + c2)
-    return float((above / below).mean())
