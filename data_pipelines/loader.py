@@ -274,7 +274,7 @@ def _check_buckets(
     for row in source.rows:
         goes_on = continuation > 0 and transforms.video_latents(row) > length.chunk
         still = max(still, rows * columns if goes_on else row.still_tokens)
-        if config.model.reference_attention == "frame":
+        if config.model.reference_attention != "global":
             of_one = length.reference * int(max(row.face_tokens))
             reference = max(reference, of_one)  # every latent has as much room
         else:

@@ -18,6 +18,7 @@ from numpy import ndarray
 
 from data_pipelines import records
 from data_pipelines.mixing import weighted
+from tavr_jax import storage
 from tavr_jax.errors import InputError
 
 _ENCODING = Lock()  # networks are used by one reading thread at a time
@@ -44,7 +45,8 @@ def paths(config: ConfigDict) -> dict[str, float]:
             "data.path: empty; set --config.data.path to a dataset of "
             "launch.prepare_data"
         )
-    return {path: 1.0} if Path(path).exists() else weighted(path, "data.path")
+    is_one = not storage.is_bucket(path) and Path(path).exists()
+    return {path: 1.0} if is_one else weighted(path, "data.path")
 
 
 class Source:
@@ -64,7 +66,9 @@ class Source:
         encoder: Encoder | None = None,
     ):
         """`path` None: the first dataset of data.path. `encoder` None: only read."""
-        self.root = Path(next(iter(paths(config))) if path is None else path)
+        self.root = storage.place(
+            next(iter(paths(config))) if path is None else path, "data.path"
+        )
         self.split = split
         self.is_encoded = records.is_encoded(self.root)
         self.encoder = None if self.is_encoded else encoder
@@ -108,7 +112,8 @@ class Source:
             return self._given().null_text
         path = self.root / records.NULL_TEXT
         try:
-            return np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                return np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path}: cannot be read ({error}); run launch.prepare_data again"

@@ -1,34 +1,71 @@
 """Speed, always as a ratio against something measured in the same run.
 
-    python -m launch.bench data --dataset DATASET --source FOLDER
+    python -m launch.bench step,gradient --config configs/same_scene.py:mini --json NEW
+    python -m launch.bench step,gradient --config configs/same_scene.py:mini \\
+        --compare OLD --slack 1.1
 
-Each bench is a file launch/bench_NAME.py with flags of its own, a docstring that says
-what is measured, and `main()`; absolute numbers move with the machine, ratios less.
+A bench is a file launch/bench_NAME.py with flags of its own, a docstring that says what
+is measured, and `main()`, which prints and may return rows (launch/bench_rows.py). The
+parts of the model are one file, bench_model.py; NAME,NAME runs several of them.
+
+--json FILE writes the rows; --compare FILE prints new / old for every row of an older
+file, and the exit code is 1 where one costs more than --slack times as much.
 """
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
-from launch import cli
+from absl import flags
+
+from launch import bench_rows, cli
+from tavr_jax.errors import InputError
+
+JSON = flags.DEFINE_string("json", None, "File to write the rows to.")
+COMPARE = flags.DEFINE_string("compare", None, "File of an older run.")
+SLACK = flags.DEFINE_float("slack", 1.1, "What a row may cost, of the older one's.", 0)
+# of bench_model.py
+LEARN = ("gradient", "train", "rollout")
+PARTS = ("block", "prefill", "step", "guidance", *LEARN, "speech", "matmul")
 
 
-def names() -> list[str]:
-    """The benches there are."""
-    files = sorted(Path(__file__).parent.glob("bench_*.py"))
-    return [path.stem.removeprefix("bench_") for path in files]
+def files() -> list[str]:
+    """The benches that are files."""
+    paths = sorted(Path(__file__).parent.glob("bench_*.py"))
+    found = [p.stem for p in paths if "\ndef main(" in p.read_text("utf-8")]
+    return [name.removeprefix("bench_") for name in found if name != "bench_model"]
 
 
 def main() -> None:
     """Run the bench that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in names():
+    model = set(name.split(",")) <= set(PARTS)
+    if not model and name not in files():
         wanted = "" if name in ("", "--help", "-h") else f"error: no bench {name!r}\n"
-        print(f"{wanted}{__doc__.strip()}\n\nbenches: {', '.join(names())}")
+        names = [*PARTS, *files()]
+        print(f"{wanted}{__doc__.strip()}\n\nbenches: {', '.join(names)}")
         sys.exit(2 if wanted or not name else 0)
-    bench = importlib.import_module(f"launch.bench_{name}")
-    sys.argv[:2] = [f"launch.bench {name}"]
-    cli.run(bench.main, bench.__doc__)
+    bench = importlib.import_module(f"launch.bench_{'model' if model else name}")
+    if not model:
+        sys.argv[:2] = [f"launch.bench {name}"]
+    cli.run(lambda: _run(bench), bench.__doc__, positional=model)
+
+
+def _run(bench) -> None:
+    old = COMPARE.value and bench_rows.read(Path(COMPARE.value))
+    if JSON.value and not Path(JSON.value).parent.is_dir():
+        raise InputError(f"--json: {JSON.value}: no such folder")
+    rows = bench.main()
+    if not rows and (old or JSON.value):
+        raise InputError("flags: this bench only prints; leave out --json, --compare")
+    new = bench_rows.report(rows or [])
+    if JSON.value:
+        Path(JSON.value).write_text(json.dumps(new, indent=1) + "\n", "utf-8")
+    if old:
+        table, slower = bench_rows.compare(old, new, SLACK.value)
+        print(table)
+        sys.exit(1 if slower else 0)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """From a config to modules with weights: the only place that knows both."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 from flax import nnx
@@ -14,13 +15,22 @@ from tavr_jax.encoders.face import FaceConfig, FaceNet
 from tavr_jax.encoders.lipsync import LipsyncConfig, SyncNet
 from tavr_jax.encoders.tensors import open_tensors
 from tavr_jax.encoders.vae import Codec, CodecConfig
-from tavr_jax.encoders.weights import load_network
+from tavr_jax.encoders.weights import fingerprint, load_network
 from tavr_jax.encoders.weights_vae import load_vae
 from tavr_jax.models.transformer import Transformer, TransformerConfig
 
 Network = TypeVar("Network", bound=nnx.Module)
 PACKAGED, UNTRAINED = "mini", "random"  # what a network may be named instead of a path
 ASSETS = resources.files("tavr_jax") / "assets" / "mini"
+
+
+class Judges(NamedTuple):
+    """The frozen networks of stage 3's rewards."""
+
+    codec: Codec
+    sync: SyncNet
+    face: FaceNet
+    other_face: FaceNet | None  # evaluation.face; None: it is `face` itself
 
 
 def transformer(config: ConfigDict) -> Transformer:
@@ -66,6 +76,27 @@ def sync_net(config: ConfigDict) -> SyncNet:
         "lipsync",
         "networks.lipsync",
     )
+
+
+def judges(config: ConfigDict) -> Judges:
+    """What rewards are made of, with weights."""
+    face, other = face_net(config), judging_face_net(config)
+    same = fingerprint(other) == fingerprint(face)
+    return Judges(codec(config), sync_net(config), face, None if same else other)
+
+
+def abstract_judges(config: ConfigDict) -> Judges:
+    """Their shapes: no file is read, and none need be there. Two face networks of one
+    name are taken to be one, unless the name is that of the package's two."""
+    plain = config.copy_and_resolve_references()
+    n, e = plain.networks, plain.evaluation
+    same = n.face == e.face != PACKAGED
+    n.codec = n.lipsync = n.face = e.face = UNTRAINED
+    shapes = [
+        nnx.eval_shape(partial(make, plain))
+        for make in (codec, sync_net, face_net, judging_face_net)
+    ]
+    return Judges(*shapes[:3], None if same else shapes[3])
 
 
 def parameters(module: nnx.Module) -> int:

@@ -1,6 +1,5 @@
 """A transformer named on a command line: its config, graph and weights."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from tavr_jax.errors import InputError
 from tavr_jax.evaluation.generate import SamplerConfig
 from tavr_jax.parallel import sharding
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
+from tavr_jax.storage import Place
 from tavr_jax.training.checkpoint import read_config
 from tavr_jax.types import PyTree
 
@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
     fingerprint: str
 
 
-def find(name: str) -> Path:
+def find(name: str) -> Place:
     """A workdir, published weights, or a name on the hub, as a path.
 
     InputError: no such thing here, nor on the hub.
@@ -46,7 +46,7 @@ def find(name: str) -> Path:
     return resolve(name)
 
 
-def config_of(path: Path, given: ConfigDict | None, fields: dict) -> ConfigDict:
+def config_of(path: Place, given: ConfigDict | None, fields: dict) -> ConfigDict:
     """The config of a checkpoint: `given`, or the one of its workdir with `fields`.
 
     Published weights bring none: they are taken to be of the official size.
@@ -72,7 +72,7 @@ def flag_config() -> tuple[ConfigDict | None, dict]:
     return (flag.value if flag.present else None), flag.override_values
 
 
-def load(path: Path, config: ConfigDict) -> Checkpoint:
+def load(path: Place, config: ConfigDict) -> Checkpoint:
     """Weights of a workdir, of one of its steps, or of published files.
 
     They go straight to where config.parallel wants them, tensor by tensor, in the
@@ -120,7 +120,7 @@ def provenance(
     }
 
 
-def stored_config(path: Path) -> ConfigDict:
+def stored_config(path: Place) -> ConfigDict:
     """Of a workdir; fields that are younger than it have their value of today."""
     config = base.get_config().lock()
     stored = read_config(workdir_of(path))

@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import cli, curves_drawing, curves_runs
+from tavr_jax import storage
 from tavr_jax.errors import InputError
 
 METRIC = flags.DEFINE_list(
@@ -37,7 +38,8 @@ def main() -> None:
         raise InputError(f"--output: {OUTPUT.value}: the name must end with .svg")
     if SMOOTH.value < 1:
         raise InputError(f"--smooth={SMOOTH.value}: give 1 or more")
-    runs = curves_runs.find([Path(path) for path in cli.positionals("WORKDIR")])
+    named = cli.positionals("WORKDIR")
+    runs = curves_runs.find([storage.reached(path, "WORKDIR") for path in named])
     panels = curves_runs.panels(runs, METRIC.value)
     if TABLE.value:
         print(curves_runs.table(panels), end="")

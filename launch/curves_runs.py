@@ -3,14 +3,15 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from tavr_jax import storage
 from tavr_jax.errors import InputError
+from tavr_jax.storage import Place
 from tavr_jax.training.checkpoint import flat
 
 LINES, CONFIG = "metrics.jsonl", "config.json"
@@ -26,7 +27,7 @@ ORDER = ("text_to_video", "audio_to_video", "same_scene", "cross_scene", "policy
 class Run(NamedTuple):
     """A workdir."""
 
-    path: Path
+    path: Place
     fields: dict[str, Any]  # field -> value, without the seed; see `_resolved`
     seed: int
     lines: list[dict[str, Any]]
@@ -49,7 +50,7 @@ class Panel(NamedTuple):
     curves: list[Curve]
 
 
-def find(paths: Sequence[Path]) -> list[Run]:
+def find(paths: Sequence[Place]) -> list[Run]:
     """The runs of workdirs, and of folders of workdirs. InputError: none there."""
     runs = []
     for path in paths:
@@ -176,7 +177,7 @@ def _is_number(line: dict[str, Any], metric: str) -> bool:
     return isinstance(line.get(metric), int | float)
 
 
-def _read(path: Path) -> Run:
+def _read(path: Place) -> Run:
     lines = []
     for text in (path / LINES).read_text(encoding="utf-8").splitlines():
         try:
@@ -187,7 +188,7 @@ def _read(path: Path) -> Run:
     return Run(path, fields, seed, lines)
 
 
-def _resolved(path: Path, depth: int = 0) -> tuple[dict[str, Any], int]:
+def _resolved(path: Place, depth: int = 0) -> tuple[dict[str, Any], int]:
     """The fields of a workdir's config, and its seed.
 
     init_from becomes the fields of the run that it names: the second seed of a stage
@@ -199,7 +200,7 @@ def _resolved(path: Path, depth: int = 0) -> tuple[dict[str, Any], int]:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path / CONFIG}: not the config of a run") from error
     if origin and depth < DEEPEST:
-        start = Path(origin)
+        start = storage.place(origin)
         step = start.name if start.parent.name == "checkpoints" else ""
         before = start.parent.parent if step else start
         if (before / CONFIG).is_file():

@@ -81,6 +81,19 @@ def initialize() -> None:
         _initialize_pod()
 
 
+def alone(command: str) -> None:
+    """InputError where this is one of many processes: `command` runs in one, on the
+    devices that it has."""
+    told = PROCESSES.value or os.environ.get(_VARIABLES["processes"])
+    many = told != "1" if told else _in_slurm()
+    # On a TPU pod JAX finds the other hosts itself when it is asked for the chips.
+    if many or jax.process_count() > 1:
+        raise InputError(
+            f"{command}: runs in one process, and this is one of many; start it once, "
+            "on one machine and its own devices (SLURM: srun --ntasks=1)"
+        )
+
+
 def agree(step: int, data: int) -> None:
     """InputError unless all processes see the same checkpoint and the same data."""
     found = multihost_utils.process_allgather(np.array([step, data], np.int32))
@@ -142,12 +155,16 @@ def _meet(address: str, count: int, index: int) -> None:
 
 def _in_pod() -> bool:
     """Does the environment know other processes of this run?"""
-    # A shell inside an allocation has SLURM's variables too, but only one task.
-    tasks = os.environ.get("SLURM_NTASKS", "1")
-    if "SLURM_STEP_NODELIST" in os.environ and tasks != "1":
+    if _in_slurm():
         return True
     # JAX sets it where it finds TPU chips. One host alone is a pod of one.
     return (jax.config.jax_platforms or "").startswith("tpu")
+
+
+def _in_slurm() -> bool:
+    # A shell inside an allocation has SLURM's variables too, but only one task.
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    return "SLURM_STEP_NODELIST" in os.environ and tasks != "1"
 
 
 def _initialize_pod() -> None:

@@ -26,17 +26,28 @@ from tqdm import tqdm
 
 from data_pipelines import detectors, features, video_files
 from data_pipelines.features import SpeechReader
-from launch import build, checkpoints, cli, generate_flags, inputs, readers, samples
+from launch import (
+    build,
+    checkpoints,
+    cli,
+    distributed,
+    generate_flags,
+    inputs,
+    readers,
+    samples,
+)
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import generate
 from tavr_jax.evaluation.unfinished import Unfinished, digest
+from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 
 cli.config_flag("configs/cross_scene.py:mini")
 
 
 def main() -> None:
     """Read everything of a sample, then load, sample, decode and write."""
+    distributed.alone("launch.generate")
     wanted, box = generate_flags.wanted(), generate_flags.person_box()
     path = checkpoints.find(generate_flags.checkpoint())
     config = checkpoints.config_of(path, *checkpoints.flag_config())
@@ -78,8 +89,12 @@ class _Studio:
         self.checkpoint = checkpoints.load(path, config)
         self.codec = build.codec(config)
         self.bar: tqdm | None = None
+        self.mesh = make_mesh(MeshConfig(**config.parallel))
         self.sampler = generate.sampler(
-            self.checkpoint.graph, self.settings, lambda: self.bar.update()
+            self.checkpoint.graph,
+            self.settings,
+            self.mesh,
+            lambda: self.bar.update(),
         )
         codec = fingerprint(self.codec)
         self.tags = checkpoints.provenance(
@@ -100,7 +115,9 @@ class _Studio:
         """One video, from what was read to the file."""
         config, plan = self.config, material.plan
         null = checkpoints.null_reference_audio(self.checkpoint)
-        request = inputs.request(self.codec, material, captions, null, config)
+        request = inputs.request(
+            self.codec, material, captions, null, config, self.mesh
+        )
         kept = Unfinished(
             sample.output.with_name(f".{sample.output.name}.unfinished"),
             self.facts | {"request": digest(request), "frames": str(plan.frames)},
@@ -124,7 +141,9 @@ class _Studio:
             kept,
         )
         with self.bar:
-            frames = generate.frames(self.codec, pieces, written, self.output)
+            frames = generate.frames(
+                self.codec, pieces, written, self.output, self.mesh
+            )
             video_files.write_video(
                 sample.output,
                 frames,

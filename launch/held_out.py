@@ -24,6 +24,7 @@ from tavr_jax.encoders.vae import Codec
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import benchmark, generate
+from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 
 MARKS = {
     "truth": "Ground truth",
@@ -175,9 +176,10 @@ def ours(
     names = [checkpoint.config.name for checkpoint in loaded]
     for checkpoint in loaded:
         settings = generate.SamplerConfig(**checkpoint.config.sampler)
-        kind = (checkpoint.graph, settings)
+        mesh = make_mesh(MeshConfig(**checkpoint.config.parallel))
+        kind = (checkpoint.graph, settings, mesh)
         if kind not in samplers:
-            samplers[kind] = generate.sampler(*kind, lambda: None)
+            samplers[kind] = generate.sampler(*kind)
 
         def make(sample: Material, checkpoint=checkpoint, sampler=samplers[kind]):
             key = jax.random.key(checkpoint.config.seed)

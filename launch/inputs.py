@@ -9,6 +9,7 @@ are named; a silent clip beside others is told as the learned null.
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
 from numpy import ndarray
@@ -88,6 +89,7 @@ def request(
     captions: Captions,
     null_row: Float[ndarray, "1 V"],
     config: ConfigDict,
+    mesh: Mesh | None = None,
 ) -> generate.Request:
     """Encode what was read. `null_row` is what the model hears where there is nothing.
 
@@ -95,8 +97,8 @@ def request(
     """
     step, target = config.output.decode_latents, material.target
     grey = conditions.grey_person(target.still, target.person)
-    (scene,) = encode_stream(codec, [grey[None, None]], step=step)
-    latents = [_latents(codec, clip, step) for clip in material.clips]
+    (scene,) = encode_stream(codec, [grey[None, None]], step=step, mesh=mesh)
+    latents = [_latents(codec, clip, step, mesh) for clip in material.clips]
     return generate.Request(
         still=np.asarray(scene)[0],
         still_tokens=conditions.still_tokens(target.person),
@@ -178,14 +180,16 @@ def _reference_audio(
     return np.concatenate(found)
 
 
-def _latents(codec: Codec, clip: reference.Clip, step: int) -> ndarray:
+def _latents(
+    codec: Codec, clip: reference.Clip, step: int, mesh: Mesh | None
+) -> ndarray:
     start, end = clip.window
     span = conditions.SPAN * step
     blocks = (
         clip.frames[None, i : i + span].astype(np.float32)
         for i in range(0, len(clip.frames), span)
     )
-    found = encode_reference_stream(codec, blocks, step=step)
+    found = encode_reference_stream(codec, blocks, step=step, mesh=mesh)
     return np.concatenate([np.asarray(part)[0] for part in found])[start:end]
 
 

@@ -15,10 +15,8 @@ train.keep_every keeps the one it started from.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -28,6 +26,7 @@ from ml_collections import ConfigDict
 
 from launch import build
 from launch.weights_source import resolve
+from tavr_jax import storage
 from tavr_jax.encoders import weights_wan
 from tavr_jax.encoders.face import FaceConfig, FaceNet
 from tavr_jax.encoders.lipsync import LipsyncConfig, SyncNet
@@ -38,6 +37,7 @@ from tavr_jax.encoders.weights_tavr import load_transformer, open_published
 from tavr_jax.encoders.weights_wan import load_wan
 from tavr_jax.errors import InputError
 from tavr_jax.parallel import checksum, sharding
+from tavr_jax.storage import Place
 from tavr_jax.training import checkpoint, lora, trainable
 from tavr_jax.types import PyTree
 
@@ -64,13 +64,13 @@ class Loaded(NamedTuple):
     fingerprint: str  # of what is stored; "" of seeded values
 
 
-def is_published(path: Path) -> bool:
+def is_published(path: Place) -> bool:
     """Whether a checkpoint is somebody's weights, not a workdir of launch.train."""
     ours = (path / "params").is_dir() or (workdir_of(path) / "checkpoints").is_dir()
     return path.is_file() or not ours
 
 
-def workdir_of(path: Path) -> Path:
+def workdir_of(path: Place) -> Place:
     """Of a workdir or of its checkpoints/<step>."""
     inside = path.name.isdecimal() and path.parent.name == "checkpoints"
     return path.parents[1] if inside else path
@@ -98,7 +98,7 @@ def grafted(config: ConfigDict, part: str, additions: Mapping) -> nnx.Module:
     return lora.graft(model, lora.LoraConfig(**additions), nnx.Rngs(key))
 
 
-def read(path: Path) -> Base | None:
+def read(path: Place) -> Base | None:
     """base.json of a workdir or of one of its steps; None: it has everything itself."""
     file = workdir_of(path) / _FILE
     try:
@@ -111,26 +111,25 @@ def read(path: Path) -> Base | None:
         ) from error
 
 
-def write(workdir: Path, base: Base) -> None:
+def write(workdir: Place, base: Base) -> None:
     """base.json, by one process, all or nothing."""
     if jax.process_index():
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    unfinished = workdir / f".{_FILE}.{os.getpid()}"
-    unfinished.write_text(json.dumps(base._asdict(), indent=2) + "\n", "utf-8")
-    os.replace(unfinished, workdir / _FILE)
+    text = json.dumps(base._asdict(), indent=2) + "\n"
+    storage.write_text(workdir / _FILE, text)
 
 
-def find(init_from: str) -> Path | None:
+def find(init_from: str) -> Place | None:
     """The file or folder that init_from means today, of a workdir its newest step."""
     if not init_from:
         return None
-    path = resolve(init_from, "--config.init_from").absolute()
+    path = storage.place(resolve(init_from, "--config.init_from"))
     return path if is_published(path) else _newest(path)
 
 
 def load(
-    path: Path | None,
+    path: Place | None,
     config: ConfigDict,
     mesh: Mesh,
     *,
@@ -154,7 +153,7 @@ def load_base(base: Base, config: ConfigDict, mesh: Mesh, moved: str = "") -> Lo
     """What a run started from, checked against what it was then. See `load`."""
     config = config.copy_and_resolve_references()
     config.seed = base.seed
-    path = Path(base.path) if base.path else None
+    path = storage.place(base.path) if base.path else None
     if path and not path.exists():
         try:
             path = find(moved or base.init_from)
@@ -179,7 +178,7 @@ def over(base: PyTree, part: PyTree) -> nnx.State:
     return nnx.from_flat_state(list(flat.items()))
 
 
-def _ours(path: Path, config: ConfigDict, mesh: Mesh, ema: bool, moved: str) -> Loaded:
+def _ours(path: Place, config: ConfigDict, mesh: Mesh, ema: bool, moved: str) -> Loaded:
     base = read(path)
     if base is None or base.trainable == "all":
         shapes = nnx.state(nnx.eval_shape(partial(seeded, config)), nnx.Param)
@@ -198,7 +197,7 @@ def _ours(path: Path, config: ConfigDict, mesh: Mesh, ema: bool, moved: str) -> 
     return Loaded(nnx.state(lora.merge(model), nnx.Param), mark)
 
 
-def _published(path: Path, config: ConfigDict, mesh: Mesh) -> Loaded:
+def _published(path: Place, config: ConfigDict, mesh: Mesh) -> Loaded:
     graph, shapes = nnx.split(nnx.eval_shape(partial(seeded, config)), nnx.Param)
     shapes = sharding.abstract(mesh, shapes)
     model = nnx.merge(graph, shapes)
@@ -234,7 +233,7 @@ def _fresh(config: ConfigDict, mesh: Mesh, wanted) -> nnx.State:
     return jax.jit(made, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))()
 
 
-def _newest(path: Path) -> Path:
+def _newest(path: Place) -> Place:
     """The folder of a workdir's newest complete checkpoint; others as they are."""
     steps = checkpoint.complete_steps(path / "checkpoints")
     return path / "checkpoints" / str(max(steps)) if steps else path

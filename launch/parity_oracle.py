@@ -131,9 +131,10 @@ def load_model(oracle: Oracle, file: str, dtype: str = "float32") -> Transformer
         "still_bucket": 0,
         "reference_bucket": 0,
         "reference_attention": "global",
+        "reference_window": 0,
         "attention": "auto",
         "dtype": dtype,
-        "remat": False,
+        "remat": "none",
     }
     fields = {f.name for f in dataclasses.fields(TransformerConfig)} - set(ours)
     missing = sorted(fields - set(sizes))

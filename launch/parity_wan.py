@@ -42,9 +42,10 @@ _OURS = {
     "still_bucket": 0,
     "reference_bucket": 0,
     "reference_attention": "global",
+    "reference_window": 0,
     "attention": "auto",
     "dtype": "float32",
-    "remat": False,
+    "remat": "none",
 }
 _FILES = (
     "wan.safetensors",

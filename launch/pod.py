@@ -1,7 +1,7 @@
 """What starts a training run on TPUs or GPUs, printed or written to a file.
 
     python -m launch.pod --config configs/cross_scene.py:tavr_14b \\
-        --workdir gs://BUCKET/RUN --config.data.path=DATASET \\
+        --workdir gs://BUCKET/RUN --config.data.path=gs://BUCKET/DATASET \\
         --config.data.batch_size=256 --target jobset --topology v6e:16x16 \\
         --image HOST/PROJECT/tavr:1 --dry-run
 
@@ -10,12 +10,15 @@
          slurm   a batch script for machines with GPUs (sbatch)
 
 The run is launch.train with the overrides given here; the same file started again
-resumes it. --dry-run checks topology, mesh, batch, workdir and image, prints a table
-and nothing else: exit code 0 if it fits, 2 if not. Whether the model fits into
-memory is not looked at. launch/Dockerfile makes the image.
+resumes it. Machines of queued and jobset share no disk: workdir, dataset and compiled
+programs (WORKDIR/xla) are in buckets, which the account of the machines has to be
+allowed to read and write (roles/storage.objectUser and legacyBucketReader: Orbax asks
+what kind of bucket it is). What is rendered is checked: fields of a JobSet by their
+published types, scripts by bash -n and, where it is installed, shellcheck.
 
-Not done: launch.train refuses a workdir on gs://. Until it writes there, what queued
-and jobset start ends at once with that line.
+--dry-run checks topology, mesh, batch and all that too, prints a table and nothing
+else: exit code 0 if it fits, 2 if not. Whether the model fits into memory is what
+launch.plan says. launch/Dockerfile makes the image.
 """
 
 from pathlib import Path
@@ -52,7 +55,6 @@ RENDERERS = {
 }
 
 
-# jax.Device.device_kind
 def main() -> None:
     """Flags in, text out."""
     given = {"config": CONFIG.value, "workdir": WORKDIR.value}
@@ -64,6 +66,8 @@ def main() -> None:
     mesh = pod_fit.check(job, CONFIG.value)
     table = pod_fit.summary(job, CONFIG.value, mesh)
     text = RENDERERS[job.target](job)
+    if job.target != "jobset":
+        pod_fit.check_script(text)
     if DRY_RUN.value:
         print(table)
         return

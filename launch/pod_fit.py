@@ -1,6 +1,9 @@
 """Whether a run fits the machines it is to start on, before anything is rented."""
 
 import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -10,6 +13,8 @@ from data_pipelines import sources
 from launch import stages
 from launch.pod_job import Job
 from launch.pod_topology import Topology
+from tavr_jax import storage
+from tavr_jax.errors import InputError
 from tavr_jax.parallel import mesh as meshes
 from tavr_jax.parallel import sharding
 
@@ -36,12 +41,35 @@ class Device:
 
 def check(job: Job, config: ConfigDict) -> Mesh:
     """The mesh that training will make there; InputError where it could not start."""
-    sources.paths(config)
+    _check_inputs(job, config)
     stages.check(config)
     mesh = planned(meshes.MeshConfig(**config.parallel), job.topology, job.slices)
     sharding.batch(mesh, config.data.batch_size, stages.members(config))
     stages.check_parts(config, mesh)
     return mesh
+
+
+def check_script(text: str) -> None:
+    """RuntimeError: Bash or shellcheck finds something in a script that we wrote."""
+    for command in (["bash", "-n"], ["shellcheck", "-"]):
+        if not shutil.which(command[0]):
+            continue
+        found = subprocess.run(command, input=text, capture_output=True, text=True)
+        if found.returncode:
+            raise RuntimeError(f"{command[0]}: {found.stdout}{found.stderr}")
+
+
+def _check_inputs(job: Job, config: ConfigDict) -> None:
+    """What is read has to be where the machines see it."""
+    given = [("data.path", path) for path in sources.paths(config)]
+    if config.init_from and Path(config.init_from).exists():
+        given.append(("init_from", config.init_from))
+    for field, path in given:
+        if job.target != "slurm" and not storage.is_bucket(path):
+            raise InputError(
+                f"--config.{field}={path}: the machines of --target={job.target} "
+                "share no disk; give gs://BUCKET/FOLDER"
+            )
 
 
 def planned(config: meshes.MeshConfig, topology: Topology, slices: int) -> Mesh:
@@ -102,6 +130,8 @@ def summary(job: Job, config: ConfigDict, mesh: Mesh) -> str:
         "global batch": f"{rows}{of}",
         "per-device batch": f"{rows * group / count:g}",
         "workdir": job.workdir,
+        "dataset": config.data.path,
+        "compiled programs": job.cache,
         "image": job.image or "none: .venv of the checkout",
     }
-    return "\n".join(f"{name:<18}{value}" for name, value in lines.items())
+    return "\n".join(f"{name:<19}{value}" for name, value in lines.items())

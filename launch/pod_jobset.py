@@ -24,7 +24,8 @@ batch.kubernetes.io/job-completion-index=0
 #
 # Node pools, one a slice: {machine}, {hosts} nodes, {placed} {dims}{tier}.
 # Bad input (exit code 2) fails the JobSet at once (rules of a failure policy: JobSet
-# 0.6 and newer, from memory). Pods need the right to write to the bucket. Nodes of the
+# 0.6 and newer, from memory). The account of the nodes has to read the dataset's bucket
+# and to write the workdir's: a pod on the host's network is that account. Nodes of the
 # spot tier leave less than the grace period (from memory 15 to 25 s): then the last
 # checkpoint counts. Variables of multi-slice runs come from GKE (from memory).
 """

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import loader
@@ -67,9 +68,9 @@ def preview(
     codec = build.codec(config)
     stages.check_codec(config, codec)
     settings = generate.SamplerConfig(**config.sampler)
-    sample = generate.sampler(start.graph, settings, lambda: None)
+    sample = generate.sampler(start.graph, settings, _mesh(start))
     key = _root(config, _PREVIEW)
-    noise = jax.random.normal(key, batch.latents.shape)
+    noise = np.asarray(jax.random.normal(key, batch.latents.shape))
     conditions = jax.tree.map(jnp.asarray, batch.conditions)
     if config.stage in stages.FLOW:
         # shares of 0 and 1 alone: the key decides nothing
@@ -84,7 +85,7 @@ def preview(
 
     def on_sample(params: PyTree, step: int) -> dict[str, Media]:
         weights = start.whole(params)
-        latents = sample(weights, noise, conditions, conditions.null_text)
+        latents = sample(weights, jnp.array(noise), conditions, conditions.null_text)
         latents = multihost_utils.process_allgather(latents, tiled=True)
         made = generate.decode(codec, jnp.asarray(latents), frames, output)
         both = np.concatenate([made, target], axis=2)
@@ -121,7 +122,7 @@ def held_out(
         group, score = config.policy.group_size, held_out_reward(config, start, lines)
     else:
         group, score = 1, held_out_loss(config, start)
-    mesh = jax.tree.leaves(start.abstract)[0].sharding.mesh
+    mesh = _mesh(start)
     split = sharding.batch(mesh, rows, group)
     read = cache(partial(_read, pair, rows, sharding.host_rows(split, rows)))
 
@@ -172,13 +173,14 @@ def held_out_reward(config: ConfigDict, start: Start, lines: Report) -> Score:
             "not tell a hacked reward; give another with --config.evaluation.face"
         )
     settings = generate.SamplerConfig(**config.sampler)
-    sample = generate.sampler(start.graph, settings, lambda: None)
+    sample = generate.sampler(start.graph, settings, _mesh(start))
     judge = jax.jit(lambda reward, *arguments: reward(*arguments))
     reward = stages.reward(config)
 
     def score(params: PyTree, batch: Batch, keys: jax.Array):
         given = batch.conditions
         noise = _normal(keys, batch.latents.shape[1:])
+        noise = jax.device_put(noise, batch.latents.sharding)
         latents = sample(start.whole(params), noise, given, given.null_text)
         scores = judge(reward, latents, batch, _root(config, _JUDGE))
         if JUDGED in scores:
@@ -201,6 +203,10 @@ def _read(
     numbers = (number * batch_size + rows).astype(np.int32)
     pairs = [pair(int(index)) for index in numbers]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *pairs), numbers
+
+
+def _mesh(start: Start) -> Mesh:
+    return jax.tree.leaves(start.abstract)[0].sharding.mesh
 
 
 def _root(config: ConfigDict, purpose: int) -> jax.Array:

@@ -12,7 +12,6 @@ command is written ~.
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -27,7 +26,9 @@ from ml_collections import ConfigDict
 
 from data_pipelines import records, sources
 from data_pipelines.prepare import checksums
+from tavr_jax import storage
 from tavr_jax.errors import InputError
+from tavr_jax.storage import Place
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -47,13 +48,13 @@ def fingerprint(config: ConfigDict) -> str:
     sums = hashlib.sha256()
     for path, weight in sources.paths(config).items():
         sums.update(f"{weight:.9g}\n".encode())
-        for name, found in sorted(_checksums(Path(path)).items()):
+        for name, found in sorted(_checksums(storage.place(path)).items()):
             if name.startswith(_READ):
                 sums.update(f"{name} {found}\n".encode())
     return sums.hexdigest()[:16]
 
 
-def write(workdir: Path, config: ConfigDict, data: str, start: dict[str, str]) -> None:
+def write(workdir: Place, config: ConfigDict, data: str, start: dict[str, str]) -> None:
     """Append an entry to WORKDIR/run.json, in the first process.
 
     `data` of `fingerprint`, `start` what the weights started from. InputError: the file
@@ -65,9 +66,7 @@ def write(workdir: Path, config: ConfigDict, data: str, start: dict[str, str]) -
     try:
         entries = json.loads(path.read_text("utf-8")) if path.exists() else []
         entries.append(_entry(config, data, start))
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(entries, indent=2) + "\n", "utf-8")
-        os.replace(partial, path)
+        storage.write_text(path, json.dumps(entries, indent=2) + "\n")
     except (OSError, ValueError) as error:
         line = " ".join(str(error).split())
         raise InputError(
@@ -117,18 +116,23 @@ def _nobodys(text: str) -> str:
     return re.sub(rf"(?<![\w/.]){home}(?=[/,:]|$)", "~", text)
 
 
-def _checksums(root: Path) -> dict[str, str]:
+def _checksums(root: Place) -> dict[str, str]:
     """SHA-256 of every file of a dataset, by name."""
     records.read_summary(root)  # says what is wrong where there is no dataset
     try:
         written = dict(json.loads((root / checksums.CHECKSUMS).read_text("utf-8")))
         return written | {name: _sum(root / name) for name in _INDEX}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError) as error:
+        if storage.is_bucket(root):
+            raise InputError(
+                f"{root / checksums.CHECKSUMS}: cannot be read ({error}), and in a "
+                "bucket nothing is summed again; copy the whole dataset there"
+            ) from error
         files = (path for path in root.rglob("*") if path.is_file())
         return {path.relative_to(root).as_posix(): _sum(path) for path in files}
 
 
-def _sum(path: Path) -> str:
+def _sum(path: Place) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -18,6 +18,7 @@ from data_pipelines.sources import Encoder, paths
 from launch import build
 from launch.build import PACKAGED
 from launch.weights_source import resolve
+from tavr_jax import storage
 from tavr_jax.encoders import captions, text
 from tavr_jax.encoders.speech import STEPS, SpeechConfig, log_mel
 from tavr_jax.encoders.wav2vec2_wave import Listener
@@ -37,7 +38,7 @@ def make_encoder(config: ConfigDict) -> Encoder | None:
 
     InputError: no dataset, networks whose rows the model does not read.
     """
-    stored = all(records.is_encoded(Path(path)) for path in paths(config))
+    stored = all(records.is_encoded(storage.place(path)) for path in paths(config))
     if stored or config.stage == "codec":  # which reads pictures alone
         return None
     heard, codec = load(config), build.codec(config)

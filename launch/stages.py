@@ -72,6 +72,7 @@ class Run(NamedTuple):
     start: Start
     workdir: Path
     resuming: bool
+    is_abstract: bool = False  # shapes instead of weights: launch/plan_program.py
 
 
 def flow_step(run: Run, rates: OptimizerConfig) -> Step:
@@ -91,7 +92,8 @@ def policy_step(run: Run, rates: OptimizerConfig) -> Step:
             "init_from: empty; stage 3 improves a trained model: give "
             "--config.init_from=WORKDIR_OF_STAGE_2"
         )
-    recipe, scores, reference = PolicyConfig(**config.policy), reward(config), None
+    recipe, reference = PolicyConfig(**config.policy), None
+    scores = abstract_reward(config) if run.is_abstract else reward(config)
     if recipe.kl_weight:
         reference = run.start.reference(run.workdir, run.resuming)
     return policy.make_step(run.start.network(), scores, reference, recipe, rates)
@@ -139,6 +141,20 @@ def reward(config: ConfigDict) -> policy.Reward:
 
     evaluation.face looks on, where it is another network than networks.face.
     """
+    check_window(config)
+    networks = build.judges(config)
+    check_codec(config, networks.codec)
+    return reward_of(config, networks)
+
+
+def abstract_reward(config: ConfigDict) -> policy.Reward:
+    """`reward` with the shapes of its weights as leaves; reads no file."""
+    check_window(config)
+    return reward_of(config, build.abstract_judges(config))
+
+
+def check_window(config: ConfigDict) -> None:
+    """InputError where the latents that rewards decode are too many or too few."""
     length = config.policy.reward_latents
     frames = 4 * length - 3
     if not 0 < length <= config.model.num_video_latents:
@@ -151,12 +167,11 @@ def reward(config: ConfigDict) -> policy.Reward:
             f"policy.reward_latents: {length} latents are {frames} frames, but the "
             f"lip-sync network reads {config.lipsync.frames}; give more latents"
         )
-    codec = build.codec(config)
-    check_codec(config, codec)
-    face, judge = build.face_net(config), build.judging_face_net(config)
-    modules = [codec, build.sync_net(config), face]
-    if fingerprint(judge) != fingerprint(face):
-        modules.append(judge)
+
+
+def reward_of(config: ConfigDict, networks: build.Judges) -> policy.Reward:
+    """`reward` of these networks."""
+    modules = [module for module in networks if module is not None]
     graphs, weights = zip(*(nnx.split(m, nnx.Param) for m in modules), strict=True)
 
     def scores(weights: PyTree, latents: jax.Array, batch: Batch, key: jax.Array):
@@ -170,6 +185,7 @@ def reward(config: ConfigDict) -> policy.Reward:
             lips_size=config.lipsync.size,
             held_out=judge[0] if judge else None,
         )
+        length = config.policy.reward_latents
         return rewards.rewards(judges, latents, batch, length, key)
 
     return jax.tree_util.Partial(scores, weights)

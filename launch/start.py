@@ -9,7 +9,6 @@ in, which loses nothing and is half of the memory where the file is bfloat16.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,9 +17,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from launch import origin
+from tavr_jax import storage
 from tavr_jax.diffusion.guidance import Network
 from tavr_jax.errors import InputError
 from tavr_jax.parallel import sharding
+from tavr_jax.storage import Place
 from tavr_jax.training import checkpoint, lora, trainable
 from tavr_jax.types import PyTree
 
@@ -58,7 +59,7 @@ class Start(NamedTuple):
         rest = f"; trains {trained:,} parameters beside {frozen:,} frozen ones"
         return f"starts from {where or 'seeded weights'}{rest if frozen else ''}"
 
-    def reference(self, workdir: Path, resuming: bool) -> PyTree:
+    def reference(self, workdir: Place, resuming: bool) -> PyTree:
         """What is trained as it was at the start, kept in WORKDIR/start.
 
         The policy to stay near in stage 3. Where everything is trained this is a second
@@ -71,7 +72,7 @@ class Start(NamedTuple):
         return values
 
 
-def begin(config: ConfigDict, mesh: Mesh, workdir: Path, resuming: bool) -> Start:
+def begin(config: ConfigDict, mesh: Mesh, workdir: Place, resuming: bool) -> Start:
     """Load or make everything. Writes nothing: `origin.write` does, for a new run.
 
     A resumed run takes its trained part from its checkpoint: here only the frozen part
@@ -112,7 +113,7 @@ def _parts(config: ConfigDict, mesh: Mesh) -> tuple[nnx.GraphDef, PyTree]:
 
 
 def _resumed(
-    config: ConfigDict, mesh: Mesh, workdir: Path
+    config: ConfigDict, mesh: Mesh, workdir: Place
 ) -> tuple[origin.Base, origin.Loaded | None]:
     """What a run started from; loaded where the run does not train all of it."""
     base = origin.read(workdir)
@@ -122,7 +123,7 @@ def _resumed(
             "bring it back, or give another --workdir"
         )
     all_trained = base.trainable == "all"
-    moved = base.path and not Path(base.path).exists() and not all_trained
+    moved = base.path and not storage.place(base.path).exists() and not all_trained
     if config.init_from != base.init_from and not moved:
         raise InputError(
             f"--config.init_from: {config.init_from!r}, but the run in {workdir} "

@@ -7,12 +7,12 @@ Stages 1 to 3 are same_scene, cross_scene and policy; text_to_video and audio_to
 may come before them; codec, face and lipsync train the frozen networks and end with
 WORKDIR/<stage>.safetensors. WORKDIR also holds config.json, base.json (what it started
 from), run.json (who ran it, with what), checkpoints/, metrics.jsonl, parameters.txt,
-samples/, tensorboard/ and, of stage 3, start/. Any field of the config is a flag:
---config.optimizer.learning_rate=1e-5.
+samples/, tensorboard/, of stage 3 start/, and profile/ where a trace was asked for or
+memory ran out. It may be gs://BUCKET/FOLDER, and so may data.path and init_from. Any
+field of the config is a flag: --config.optimizer.learning_rate=1e-5.
 """
 
 from functools import partial
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -31,15 +31,19 @@ from launch import (
     work,
 )
 from launch.start import begin
+from tavr_jax import storage
 from tavr_jax.errors import InputError
 from tavr_jax.parallel import sharding
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
+from tavr_jax.storage import Place
 from tavr_jax.training import checkpoint, loop, optimizer, report
 from tavr_jax.training.optimizer import OptimizerConfig
 from tavr_jax.training.state import Step, TrainState, carried, sampling_params
 
 CONFIG = cli.config_flag()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; made if missing.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of this run, or gs://BUCKET/FOLDER; made if missing."
+)
 
 
 def main() -> None:
@@ -47,17 +51,13 @@ def main() -> None:
     if CONFIG.value is None or not WORKDIR.value:
         missing = "--workdir" if CONFIG.value is not None else "--config"
         raise InputError(f"flags: {missing} is missing (see --help)")
-    if "://" in WORKDIR.value:
-        raise InputError(
-            f"--workdir: {WORKDIR.value}: buckets are not written to yet; give a "
-            "folder that every host sees"
-        )
+    workdir = storage.reached(WORKDIR.value, "--workdir")
     with distributed.joined():
         cli.enable_compilation_cache()
-        train(CONFIG.value, Path(WORKDIR.value).absolute())
+        train(CONFIG.value, workdir)
 
 
-def train(config: ConfigDict, workdir: Path) -> TrainState:
+def train(config: ConfigDict, workdir: Place) -> TrainState:
     """Build everything the loop is given, and run it.
 
     Nothing is written before everything is accepted. KeyboardInterrupt: it was asked to
@@ -112,7 +112,8 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     if int(state.step) < steps and checkpoints.stopped() is None:
         raise KeyboardInterrupt  # whatever waits for a finished run must not go on
     if not shown:
-        stages.export(config, workdir, start.graph, sampling_params(state))
+        stages.export(config, lines.workdir, start.graph, sampling_params(state))
+        lines.publish()
     return state
 
 

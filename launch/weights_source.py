@@ -1,6 +1,7 @@
 """Where weights come from: a path, or the Hugging Face hub.
 
     runs/stage_2                         a file or folder here
+    gs://bucket/stage_2                  a workdir of launch.train, or one of its steps
     owner/name                           a whole repository of the hub
     owner/name:folder/weights.pth        one file of it
     owner/name@revision:weights.pth      of a branch, tag or commit
@@ -14,7 +15,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tavr_jax import storage
 from tavr_jax.errors import InputError
+from tavr_jax.storage import Place
 
 _HUB = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<file>[^:]+))?"
@@ -26,12 +29,14 @@ _SECONDS = 10.0  # that the hub may take to answer
 
 def resolve(
     source: str, flag: str = "--checkpoint", patterns: Sequence[str] = PATTERNS
-) -> Path:
+) -> Place:
     """The file or folder that `source` names, fetched if it has to be.
 
     `patterns`: which files of a whole repository are fetched. InputError, which begins
     with `flag`, if it is not here and cannot be had.
     """
+    if storage.is_bucket(source):
+        return _in_bucket(source, flag)
     if Path(source).exists():
         return Path(source)
     named = _HUB.fullmatch(source)
@@ -69,6 +74,16 @@ def resolve(
         raise InputError(
             f"{flag} {source}: {repo} has no file {file!r} (or the hub cannot "
             "be reached and the cache has none); check the name"
+        )
+    return path
+
+
+def _in_bucket(source: str, flag: str) -> Place:
+    path = storage.reached(source, flag)
+    if not ((path / "params").is_dir() or (path / "checkpoints").is_dir()):
+        raise InputError(
+            f"{flag} {source}: no run of launch.train there; files of weights are read "
+            "from a disk: copy them to one"
         )
     return path
 

@@ -1,12 +1,14 @@
 """Every kernel of attention computes the same softmax, forwards and backwards."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tavr_jax.errors import InputError
-from tavr_jax.models import attention_cudnn, attention_splash
+from tavr_jax.models import attention_chunked, attention_cudnn, attention_splash
 from tavr_jax.models.attention import KERNELS, attend, choose
 from tavr_jax.models.attention_chunked import QUERY_TILE
 from tavr_jax.models.attention_splash import BLOCKS, LANES, Blocks, fit
@@ -61,13 +63,37 @@ def key_mask(m: int):
     return jnp.asarray(kept)
 
 
-@pytest.mark.parametrize("queries", [QUERY_TILE - 1, QUERY_TILE, 2 * QUERY_TILE + 3])
-@pytest.mark.parametrize("kind", ["none", "keys", "pairs"])
-def test_tiles_of_queries_are_the_plain_softmax(queries, kind):
-    m = 11
-    pairs = jax.random.bernoulli(jax.random.key(3), 0.3, (2, queries, m))
-    mask = {"none": None, "keys": key_mask(m), "pairs": pairs}[kind]
-    agree(lambda *a: attend(*a, mask, "chunked"), inputs(queries, m), mask)
+@pytest.mark.parametrize("at_once", [0, 2**30])
+@pytest.mark.parametrize(
+    ("queries", "masked"), [(QUERY_TILE, False), (2 * QUERY_TILE + 3, True)]
+)
+def test_tiles_of_queries_are_the_plain_softmax(monkeypatch, queries, masked, at_once):
+    monkeypatch.setattr(attention_chunked, "AT_ONCE", at_once)
+    mask = key_mask(11) if masked else None
+    agree(lambda *a: attend(*a, mask, "chunked"), inputs(queries, 11), mask)
+
+
+def test_keys_in_parts_are_all_keys():
+    """Forwards and backwards, as the ring reads them; a part may be all masked."""
+    q, k, v = inputs(40, 24)
+    kept = np.random.default_rng(1).random((2, 1, 24)) < 0.6
+    kept[0, 0, :8], kept[:, 0, -1] = False, True
+    whole = attention_chunked.part(q, k, v, kept)
+    parts = [slice(i, i + 8) for i in (0, 8, 16)]
+    read = [attention_chunked.part(q, k[:, p], v[:, p], kept[..., p]) for p in parts]
+    read = functools.reduce(attention_chunked.joined, read)
+    for a, b in zip(read, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    told = attention_chunked.slopes(whole, jnp.cos(q))
+    slopes = [
+        attention_chunked.part_gradients(q, k[:, p], v[:, p], kept[..., p], told)
+        for p in parts
+    ]
+    dq, dk, dv = attention_chunked.part_gradients(q, k, v, kept, told)
+    np.testing.assert_allclose(sum(s[0] for s in slopes), dq, rtol=0, atol=1e-5)
+    for i, all_of in ((1, dk), (2, dv)):
+        found = jnp.concatenate([s[i] for s in slopes], axis=1)
+        np.testing.assert_allclose(found, all_of, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +113,10 @@ def test_kept_keys_in_front_and_a_length_are_the_mask(monkeypatch, m):
         agree(lambda *a, k=kept: attention_cudnn.attend(*a, k), inputs(9, m), mask)
 
 
-def test_a_mask_of_pairs_is_obeyed_whatever_the_kernel():
-    mask = jax.random.bernoulli(jax.random.key(3), 0.5, (2, 6, 7))
-    agree(lambda *a: attend(*a, mask, "splash"), inputs(6, 7), mask)
+def test_a_mask_of_pairs_is_obeyed_whatever_the_kernel(monkeypatch):
+    monkeypatch.setattr(attention_chunked, "AT_ONCE", 0)
+    mask = jax.random.bernoulli(jax.random.key(3), 0.5, (2, QUERY_TILE + 6, 11))
+    agree(lambda *a: attend(*a, mask, "splash"), inputs(QUERY_TILE + 6, 11), mask)
 
 
 def temporary_bytes(n: int) -> int:

@@ -148,6 +148,38 @@ def test_guidance_is_the_weighted_sum_of_its_branches(text, audio):
     assert len(prefills) == (2 if audio != 1 else 1), "prefilled once, not per step"
 
 
+@pytest.mark.parametrize(("text", "audio"), [(5.0, 1.8), (1.0, 1.8), (1.0, 1.0)])
+@pytest.mark.parametrize("shares", [1, 4])
+def test_branches_in_one_batch_are_branches_one_by_one(shares, text, audio):
+    """Two samples: six rows, four or two, and as many more as shares leave over."""
+    sizes = []
+
+    def prefill(told):
+        return told.has_reference_audio + told.reference.mean((1, 2, 3, 4))
+
+    def velocity(x, t, told, cache):
+        sizes.append(len(x))
+        total = told.text.sum((1, 2)) + 10 * told.has_audio + 100 * cache + t
+        return x * total[:, None, None, None, None]
+
+    told = conditions(batch=2)
+    told = told._replace(text=jnp.array([3.0, 7.0])[:, None, None])
+    told = told._replace(
+        reference=told.reference * jnp.arange(2.0).reshape(2, *[1] * 4)
+    )
+    negative, scales = -told.text, guidance.Scales(text, audio)
+    plain = guidance.Network(prefill, velocity)
+    net = guidance.in_shares(plain, shares)
+    one = guidance.guided(plain, told, negative, *scales)
+    cache = guidance.prefill_batched(net, told, scales)
+    many = guidance.batched(net, told, negative, scales, cache)
+    t = jnp.array([1.0, 2.0])
+    np.testing.assert_allclose(many(NOISE, t), one(NOISE, t), rtol=1e-5, atol=1e-3)
+    branches = 1 + (text != 1) + (audio != 1)
+    assert sizes[0] == 2 * branches + -2 * branches % shares
+    assert sizes[1:] == [2] * branches
+
+
 @pytest.mark.parametrize(("start", "hidden"), [(0, 0), (3, 3), (-1, 5)])
 def test_the_reference_is_hidden_before_its_step(start, hidden):
     choose = guidance.switched(lambda x, t: x * 0, lambda x, t: x * 0 + 1, start)

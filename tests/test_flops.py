@@ -94,11 +94,13 @@ def made(size: str, **fields):
     ("size", "fields"),
     [
         ("tiny", {}),
-        ("tiny", {"still_bucket": 3, "reference_bucket": 5, "remat": True}),
+        ("tiny", {"still_bucket": 3, "reference_bucket": 5, "remat": "full"}),
         ("tiny", {"reference_bucket": 5, "reference_attention": "frame"}),
-        # 64 x 10 tokens: attention in a tile, and a rest
+        ("mini", {"reference_attention": "window", "reference_window": 1}),
+        # 64 x 10 tokens: attention in two tiles
         ("mini", {}),
-        ("tavr_14b", {"still_bucket": 400, "reference_bucket": 1000}),
+        # 70 and 2 whole tiles: filled ones would count
+        ("tavr_14b", {"still_bucket": 560, "reference_bucket": 1024}),
     ],
 )
 def test_forward_is_every_product_of_the_program(size, fields):
@@ -136,7 +138,10 @@ def test_a_learned_pass_is_three_forwards():
 
     sizes = flops.sizes(c, 12, 12)
     everything = count(jax.grad(loss), params, nnx.State({}), batch)
-    np.testing.assert_allclose(flops.step(c, sizes, 1), everything, rtol=0.01)
+    # the backward pass of attention makes its scores again: not of the model
+    streams = flops.prefill(c, sizes), flops.main(c, sizes)
+    again = sum(parts.unweighted for parts in streams) / 2
+    np.testing.assert_allclose(flops.step(c, sizes, 1) + again, everything, rtol=0.01)
 
     def is_norm(path, _):
         return any("norm" in str(name) for name in path)
@@ -145,7 +150,7 @@ def test_a_learned_pass_is_three_forwards():
     nearly_nothing = count(jax.grad(loss), norms, frozen, batch)
     few = flops.step(c, sizes, 1, trained=0.0)
     assert few < 0.8 * flops.step(c, sizes, 1)
-    np.testing.assert_allclose(few, nearly_nothing, rtol=0.02)
+    np.testing.assert_allclose(few + again, nearly_nothing, rtol=0.02)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "nft"])
@@ -173,7 +178,8 @@ def test_policy_calls_are_those_of_the_step(algorithm, guided, kl):
             return jnp.ones((conditions.has_audio.shape[0], width)) @ params["prefill"]
 
         def velocity(latents, timestep, conditions, cache):
-            read = cache * latents.mean((1, 2, 3))
+            members = len(latents) // len(cache)
+            read = jnp.repeat(cache, members, axis=0) * latents.mean((1, 2, 3))
             return latents + (read @ params["main"])[:, :, None, None, None]
 
         return Network(prefill, velocity)

@@ -20,8 +20,10 @@ from tavr_jax.diffusion import chunks
 from tavr_jax.encoders.vae import Codec, CodecConfig
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import generate, unfinished
+from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 
 ROOT = Path(__file__).parents[1]
+MESH = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,8 @@ class _Codec(Codec):
 def sampler(network, config):
     counted = []
     settings = generate.SamplerConfig(**config.sampler)
-    return generate.sampler(network[0], settings, lambda: counted.append(1)), counted
+    made = generate.sampler(network[0], settings, MESH, lambda: counted.append(1))
+    return made, counted
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +142,7 @@ def test_a_hidden_reference_cannot_matter_and_a_shown_one_does(
     assert not np.allclose(shown, _sampled(sampler, network, swapped, plan))
     settings = dict(config.sampler) | {"start_use_videoref_step": -1}
     settings = generate.SamplerConfig(**settings)
-    hidden = generate.sampler(network[0], settings, lambda: None), []
+    hidden = generate.sampler(network[0], settings, MESH), []
     np.testing.assert_array_equal(
         _sampled(hidden, network, request, plan),
         _sampled(hidden, network, swapped, plan),
@@ -147,7 +150,7 @@ def test_a_hidden_reference_cannot_matter_and_a_shown_one_does(
 
 
 def test_sampler_fields_that_make_no_sense_are_refused(config):
-    for field, value in (("steps", 0), ("shift", 0.0)):
+    for field, value in (("steps", 0), ("shift", 0.0), ("branches", "x")):
         settings = dict(config.sampler) | {field: value}
         with pytest.raises(InputError, match=f"sampler.{field}"):
             generate.SamplerConfig(**settings)

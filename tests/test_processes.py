@@ -5,6 +5,7 @@ device and one process of two devices run the same partitioned program: a sum ov
 devices has one order, so all comparisons are bit for bit.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -281,6 +282,9 @@ def test_a_pod_is_joined_where_the_environment_has_one(monkeypatch, variables, j
     monkeypatch.setattr(jax.distributed, "initialize", lambda **k: called.append(k))
     distributed.initialize()
     assert called == [{"initialization_timeout": distributed.PATIENCE}] * joins
+    refused = pytest.raises(InputError, match="x: runs in one process")
+    with refused if joins else contextlib.nullcontext():
+        distributed.alone("x")
 
 
 def test_an_address_that_cannot_be_used_is_one_line(monkeypatch):

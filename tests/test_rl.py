@@ -2,17 +2,23 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from test_training import global_batch, toy_network
+from test_transformer import CONFIG, GRID, conditions
 
 from configs import base
 from tavr_jax.diffusion import sampler, schedule
-from tavr_jax.diffusion.guidance import Network
+from tavr_jax.diffusion.guidance import Network, guided
 from tavr_jax.errors import InputError
+from tavr_jax.models.transformer import Transformer
+from tavr_jax.parallel import sharding
+from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 from tavr_jax.rl import advantages, grpo, rollout, sde
 from tavr_jax.rl.rollout import PolicyConfig, group_velocity, repeated
 from tavr_jax.rl.sde import Levels, Transition
@@ -213,19 +219,17 @@ def test_motion_latents_are_kept_and_have_no_probability():
         assert np.abs(logs[0]).min() > 0
 
 
-def test_reference_is_prefilled_once_per_sample_and_shared_by_its_group():
+def test_reference_is_prefilled_once_per_sample_and_held_once():
     seen = []
     toy = toy_network({"kernel": jnp.eye(3), "bias": jnp.zeros(3)})
 
     def prefill(conditions):
         seen.append(conditions.reference.shape[0])
-        # stacked layers in front of the sample axis, and a leaf without one
-        cache = toy.prefill(conditions)
-        return jnp.stack([cache, cache]), jnp.ones(5)
+        return toy.prefill(conditions)
 
     def velocity(x, t, conditions, cache):
-        assert cache[0].shape[:2] == (2, 6) and cache[1].shape == (5,)
-        return toy.velocity(x, t, conditions, cache[0][1])
+        assert (len(x), len(conditions.text), len(cache)) == (6, 6, 2)
+        return toy.velocity(x, t, conditions, cache)
 
     batch, config = global_batch(2), policy()
     grouped = group_velocity(Network(prefill, velocity), batch.conditions, 3, config)
@@ -234,7 +238,38 @@ def test_reference_is_prefilled_once_per_sample_and_shared_by_its_group():
     t = jnp.full(6, 500.0)
     expected = toy.velocity(x, t, plain, toy.prefill(plain))
     np.testing.assert_array_equal(grouped(x, t), expected)
-    assert seen[0] == 2 and 6 not in seen
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 4, 2, 1)])
+def test_a_cache_that_a_group_shares_is_a_cache_of_each(shape):
+    """Two samples, which four devices do not divide, and three guided branches."""
+    made = Transformer(CONFIG, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(made, nnx.Param)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, "f"), params)
+    told, config = conditions(), policy(audio_scale=1.5, text_scale=2.0)
+    x = jnp.asarray(
+        rng.standard_normal((8, CONFIG.num_video_latents, GRID, GRID, 16), "f")
+    )
+    t = jnp.linspace(100.0, 900.0, 8)
+
+    def of_groups(params, told):
+        model = nnx.merge(graph, params)
+        net = Network(model.prefill, model)
+        return group_velocity(net, told, 4, config)(x, t)
+
+    def of_each(params, told):
+        model, each = nnx.merge(graph, params), repeated(told, 4)
+        net = Network(model.prefill, model)
+        return guided(net, each, each.null_text, 2.0, 1.5)(x, t)
+
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+    params = jax.device_put(params, sharding.parameters(mesh, params))
+    with jax.set_mesh(mesh):
+        ours, theirs = (jax.jit(f)(params, told) for f in (of_groups, of_each))
+    _close(ours, theirs)
+    assert np.abs(ours[0] - ours[4]).max() > 0.1
 
 
 def test_stochastic_steps_come_from_the_window_and_never_twice():

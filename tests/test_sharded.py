@@ -1,18 +1,24 @@
 """Many devices compute what one computes, on every layout the configs may ask for."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_dataset
 from jax.sharding import PartitionSpec as P
 from test_policy import BRIGHT, LEARNS
 from test_training import ADAM, NO_DROPS, make_batch, wide_network, wide_params
 
-from launch import pod_fit
+from configs import same_scene
+from data_pipelines import loader
+from launch import pod_fit, stages
 from launch.pod_topology import parse
+from launch.start import begin
 from tavr_jax.errors import InputError
+from tavr_jax.models import attention_sharded
 from tavr_jax.parallel import sharding
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 from tavr_jax.training import loop, optimizer, policy, supervised
@@ -20,7 +26,7 @@ from tavr_jax.training import loop, optimizer, policy, supervised
 AXES = ("data", "fsdp", "context", "tensor")
 
 
-def stages():
+def toys():
     loss = supervised.flow_loss(wide_network, NO_DROPS)
     yield supervised.make_step(supervised.flow_draw(NO_DROPS), loss, ADAM)
     config = dataclasses.replace(LEARNS, group_size=4, steps=3)
@@ -53,12 +59,56 @@ def after_two_steps(step, shape, rows, group):
     ],
 )
 def test_eight_devices_are_one_device(stage, rows, group, shape):
-    step = list(stages())[stage]
+    step = list(toys())[stage]
     one = after_two_steps(step, (1, 1, 1, 1), rows, group)
     many = after_two_steps(step, shape, rows, group)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), many, one
     )
+
+
+def first_step(config, folder, shape) -> dict[str, float]:
+    """Loss and gradient of a stage's real step on the first devices."""
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+    rates = optimizer.OptimizerConfig(**config.optimizer)
+    start = begin(config, mesh, folder, False)
+    step = stages.STEPS[config.stage](stages.Run(config, start, folder, False), rates)
+    step = jax.device_put(step, sharding.parameters(mesh, step))
+    create = partial(optimizer.create_state, config=rates)
+    abstract = sharding.abstract(mesh, jax.eval_shape(create, start.abstract))
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    state = jax.jit(create, out_shardings=shardings)(start.params())
+    rows = config.data.batch_size
+    split = sharding.batch(mesh, rows, stages.members(config))
+    batch = next(loader.make_loader(config, rows=np.arange(rows)))
+    update = loop.compiled(step, config.seed, mesh, shardings)
+    _, metrics = update(state, sharding.place(split, rows, batch))
+    return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+
+
+@pytest.fixture
+def compiled_faster():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("compiled_faster")
+@pytest.mark.slow
+def test_a_sample_over_four_devices_trains_as_on_one(tmp_path, monkeypatch):
+    """Stage 1: pytest -m slow tests/test_sharded.py"""
+    spread, given = attention_sharded._spread, []
+    spy = lambda *args: given.append(args) or spread(*args)  # noqa: E731
+    monkeypatch.setattr(attention_sharded, "_spread", spy)
+    data, found = tiny_dataset.write(tmp_path / "data"), {}
+    for devices in (1, 4):
+        config = same_scene.get_config("tiny")
+        config.data.path, config.data.batch_size = str(data), 2
+        shape = (1, 1, devices, 1)
+        found[devices] = first_step(config, tmp_path / str(devices), shape)
+        assert bool(given) == (devices == 4), "attention was split over the tokens"
+    assert found[1]["grad_norm"] > 0
+    assert found[4] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_parameters_are_split_once_along_their_largest_axis():

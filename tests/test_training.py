@@ -91,6 +91,7 @@ def toy_network(params) -> Network:
     def velocity(x, timestep, conditions, cache):
         time = (timestep / 1000)[:, None, None, None, None]
         shift = params["bias"][None, None, None, None]
+        cache = jnp.repeat(cache, len(x) // len(cache), axis=0)  # of groups
         traces = 0.1 * cache[:, None, None, None]
         return (x @ params["kernel"] + shift) * (1 - 0.5 * time) + traces
 

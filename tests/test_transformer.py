@@ -88,35 +88,93 @@ def test_packed_into_a_bucket_equals_unpacked(model):
     )
 
 
-@pytest.mark.parametrize("field", ["attention", "reference_attention"])
+@pytest.mark.parametrize("field", ["attention", "reference_attention", "remat"])
 def test_an_unknown_choice_is_named(field):
     with pytest.raises(InputError, match=rf"model\.{field}: 'x': expected"):
         dataclasses.replace(CONFIG, **{field: "x"})
 
 
-def test_a_reference_read_latent_by_latent(model):
-    """Each latent shows what it would if the others were not there."""
-    local = resized(model, reference_attention="frame")
-    told = conditions()
-    changed = told._replace(reference=told.reference.at[:, 1].add(5.0))
-    first = slice(0, GRID * GRID // 4)
-    for a, b in zip(local.prefill(told), local.prefill(changed), strict=True):
-        if a.ndim == 5:
-            np.testing.assert_array_equal(a[:, :, first], b[:, :, first])
-    assert np.abs(velocity(local, told) - velocity(model, told)).max() > 1e-3
-    # one latent alone has nothing else to read
-    one = told._replace(
-        reference=told.reference[:, :1],
-        reference_tokens=told.reference_tokens[:, :1],
-        reference_audio=told.reference_audio[:, :4],
+def longer(told: Conditions, times: int) -> Conditions:
+    """Its reference, `times` times in a row, no two of them the same."""
+
+    def repeat(x, axis: int = 1):
+        return jnp.concatenate([x] * times, axis)
+
+    reference = repeat(told.reference)
+    return told._replace(
+        reference=reference + jnp.arange(reference.size).reshape(reference.shape) % 7,
+        reference_tokens=repeat(told.reference_tokens),
+        reference_audio=repeat(told.reference_audio),
     )
-    np.testing.assert_allclose(velocity(local, one), velocity(model, one), atol=2e-5)
+
+
+def shown(model: Transformer, told: Conditions) -> tuple:
+    return tuple(jax.device_get(jax.jit(model.prefill)(told)))
+
+
+def test_a_reference_read_nearby(model):
+    """Frame is window 0; a window over everything is global; further is unseen."""
+    told = longer(conditions(), 2)
+    told = told._replace(reference_tokens=jnp.ones_like(told.reference_tokens))
+    area, slots = GRID * GRID // 4, told.reference.shape[1]
+    assert slots >= 4
+
+    def window(reach: int) -> Transformer:
+        fields = {"reference_attention": "window", "reference_window": reach}
+        return resized(model, **fields)
+
+    frame = shown(resized(model, reference_attention="frame"), told)
+    for a, b in zip(frame, shown(window(0), told), strict=True):
+        np.testing.assert_array_equal(a, b)
+    whole, few = shown(model, told), shown(window(slots - 2), told)
+    for i, (a, b) in enumerate(zip(shown(window(slots), told), whole, strict=True)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+        assert i == 2 or np.abs(few[i] - b).max() > 1e-3
+    # two layers: the keys of the second know what is one latent away, no more
+    assert CONFIG.num_layers == 2
+    changed = told._replace(reference=told.reference.at[:, 2].add(5.0))
+    for a, b in zip(shown(window(1), told), shown(window(1), changed), strict=True):
+        if a.ndim == 5:
+            np.testing.assert_array_equal(a[:, :, :area], b[:, :, :area])
+            assert (a[1, :, area : 2 * area] != b[1, :, area : 2 * area]).any()
+
+
+def test_latents_that_are_packed_alone_are_the_unpacked(model):
+    told = conditions()
+    local = resized(model, reference_attention="window", reference_window=1)
     faces = 2 * int(told.reference_tokens.sum((2, 3)).max())
     packed = resized(local, reference_bucket=faces)
-    assert packed.prefill(told).valid.shape[1] == faces < told.reference_tokens[0].size
     np.testing.assert_allclose(
         velocity(packed, told), velocity(local, told), rtol=0, atol=2e-5
     )
+    assert shown(packed, told)[2].shape[1] == faces < told.reference_tokens[0].size
+
+
+def test_a_cache_is_the_reference_itself(model):
+    """Bit by bit: made once and read by two steps, or made where it is read."""
+    told = conditions()
+    cache = jax.jit(model.prefill)(told)
+    read = jax.jit(model.__call__)
+    both = jax.jit(lambda x, t, told: model(x, t, told, model.prefill(told)))
+    for time in (TIME, TIME - 100.0):
+        found, again = read(LATENTS, time, told, cache), both(LATENTS, time, told)
+        np.testing.assert_array_equal(found, again)
+
+
+def test_members_of_a_group_read_one_cache(model):
+    told, group = conditions(), 3
+    members = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), told)
+    shape = (len(LATENTS) * group, *LATENTS.shape[1:])
+    latents = jax.random.normal(jax.random.key(5), shape)
+    time = jnp.linspace(100, 900, len(latents))
+
+    def run(of: Conditions):
+        return model(latents, time, members, model.prefill(of))
+
+    found, expected = (jax.jit(run)(of) for of in (told, members))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    with pytest.raises(ValueError, match="6 members of 4 references"):
+        jax.eval_shape(run, conditions(batch=4))
 
 
 def test_invalid_tokens_never_matter(model):
@@ -189,11 +247,42 @@ def test_samples_of_a_batch_do_not_meet(model):
     np.testing.assert_allclose(alone[0], together[1], rtol=0, atol=2e-5)
 
 
-def test_remat_changes_nothing(model):
+def slopes(model: Transformer, remat: str):
+    """Gradients as a function of parameters, and the parameters."""
     told = conditions()
-    np.testing.assert_allclose(
-        velocity(resized(model, remat=True), told), velocity(model, told), atol=2e-5
-    )
+    graph, params = nnx.split(resized(model, remat=remat), nnx.Param)
+
+    def loss(params):
+        net = nnx.merge(graph, params)
+        return jnp.square(net(LATENTS, TIME, told, net.prefill(told))).mean()
+
+    return jax.grad(loss), params
+
+
+def test_remat_says_what_is_computed_again(model):
+    def products(remat: str) -> int:
+        function, params = slopes(model, remat)
+        return str(jax.make_jaxpr(function)(params)).count("dot_general")
+
+    counts = [products(x) for x in ("none", "offload", "attention", "full")]
+    # full: q k and p v of self-attention in both streams too
+    assert counts[0] < counts[1] == counts[2] == counts[3] - 4
+
+
+@pytest.mark.parametrize(
+    "remat",
+    [
+        "attention",
+        pytest.param("full", marks=pytest.mark.slow),
+        pytest.param("offload", marks=pytest.mark.slow),
+    ],
+)
+def test_remat_changes_no_gradient(model, remat):
+    """The others: pytest -m slow tests/test_transformer.py"""
+    (found, params), (expected, _) = slopes(model, remat), slopes(model, "none")
+    pairs = (jax.tree.leaves(jax.jit(f)(params)) for f in (found, expected))
+    for a, b in zip(*pairs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
 def test_unpatchify_undoes_patchify():

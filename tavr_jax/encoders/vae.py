@@ -4,7 +4,8 @@
 (2) 1 + 4k frames -> 1 + k latents -> 1 + 4k frames; frames beyond 1 + 4k are ignored
 
 A whole clip at once equals the released frame-by-frame evaluation and the same clip in
-pieces of any size (`vae_stream.py`): one network, with or without memory.
+pieces of any size (`vae_stream.py`): one network, with or without memory. Under a mesh
+(`jax.set_mesh`) its devices share the columns of the video (`vae_columns.py`).
 Source: TAVR_SPEC 6 and 9.5; layers in `vae_blocks.py`, published names in
 `weights_vae.py`.
 """
@@ -26,6 +27,7 @@ from tavr_jax.encoders.vae_blocks import (
     Upsample,
     run,
 )
+from tavr_jax.encoders.vae_columns import Columns, spread
 from tavr_jax.errors import InputError
 
 SPAN = 4  # frames of a latent
@@ -82,14 +84,17 @@ class Encoder(nnx.Module):
         self.conv_out = CausalConv(width, 2 * config.z_dim, (3, 3, 3), rngs=rngs)
 
     def __call__(
-        self, frames: Float[Array, "B F Y X 3"], memory: Memory = None
+        self,
+        frames: Float[Array, "B F Y X 3"],
+        memory: Memory = None,
+        columns: Columns | None = None,
     ) -> tuple[Float[Array, "B T H W Z"], Memory]:
         """F = 4T - 3; after the first piece, 4T."""
         layers = [self.conv_in, *self.blocks, self.middle, self._head]
-        return run(layers, frames, memory)
+        return run(layers, frames, memory, columns)
 
-    def _head(self, x: Array, memory: Memory) -> tuple[Array, Memory]:
-        return self.conv_out(nnx.silu(self.norm_out(x)), memory)
+    def _head(self, x: Array, memory: Memory, columns: Columns | None):
+        return self.conv_out(nnx.silu(self.norm_out(x)), memory, columns)
 
 
 class Decoder(nnx.Module):
@@ -113,14 +118,17 @@ class Decoder(nnx.Module):
         self.conv_out = CausalConv(width, 3, (3, 3, 3), rngs=rngs)
 
     def __call__(
-        self, latents: Float[Array, "B T H W C"], memory: Memory = None
+        self,
+        latents: Float[Array, "B T H W C"],
+        memory: Memory = None,
+        columns: Columns | None = None,
     ) -> tuple[Float[Array, "B F Y X 3"], Memory]:
         """F = 4T - 3, not clamped; after the first piece, 4T."""
         layers = [self.conv_in, self.middle, *self.blocks, self._head]
-        return run(layers, latents, memory)
+        return run(layers, latents, memory, columns)
 
-    def _head(self, x: Array, memory: Memory) -> tuple[Array, Memory]:
-        return self.conv_out(nnx.silu(self.norm_out(x)), memory)
+    def _head(self, x: Array, memory: Memory, columns: Columns | None):
+        return self.conv_out(nnx.silu(self.norm_out(x)), memory, columns)
 
 
 class Codec(nnx.Module):
@@ -147,8 +155,9 @@ class Codec(nnx.Module):
         self, frames: Float[Array, "B F Y X 3"], memory: Memory = None
     ) -> tuple[Float[Array, "B T H W C"], Float[Array, "B T H W C"], Memory]:
         """Mean and log-variance of the next 4T frames; the first piece has 4T - 3."""
-        x, memory = self.encoder(frames, memory)
-        mean, logvar = jnp.split(self.quant(x)[0], 2, axis=-1)
+        stride = 2 ** (len(self.config.dim_mult) - 1)
+        both, memory = spread(_posterior, self, frames, memory, stride)
+        mean, logvar = jnp.split(both, 2, axis=-1)
         return mean, logvar, memory
 
     def normalised(self, mean: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
@@ -172,25 +181,37 @@ class Codec(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ) -> tuple[Float[Array, "B F Y X 3"], Memory]:
         """`decode` of the next T latents: 4T frames, of the first piece 4T - 3."""
-        frames, memory = self._decoded(latents.astype(dtype), memory)
+        frames, memory = spread(_decoded, self, latents.astype(dtype), memory, 1)
         return jnp.clip(frames, -1.0, 1.0), memory
 
     def unclamped(
         self, latents: Float[Array, "B T H W C"]
     ) -> Float[Array, "B F Y X 3"]:
         """What `decode` clamps: a training loss needs the slope outside [-1, 1]."""
-        return self._decoded(latents, None)[0]
+        return spread(_decoded, self, latents, None, 1)[0]
 
-    def _decoded(self, latents: Array, memory: Memory) -> tuple[Array, Memory]:
+    def denormalised(
+        self, latents: Float[Array, "B T H W C"]
+    ) -> Float[Array, "B T H W C"]:
+        """The way back of `normalised`."""
         center, scale = self._statistics(latents.dtype)
-        x, _ = self.post_quant(latents / scale + center)
-        return self.decoder(x, memory)
+        return latents / scale + center
 
     def _statistics(self, dtype: DTypeLike) -> tuple[Array, Array]:
         shape = (1, 1, 1, 1, self.config.z_dim)
         mean = jnp.array(self.config.latents_mean, dtype).reshape(shape)
         std = jnp.array(self.config.latents_std, dtype).reshape(shape)
         return mean, 1.0 / std
+
+
+def _posterior(codec: Codec, frames: Array, memory: Memory, columns: Columns | None):
+    x, memory = codec.encoder(frames, memory, columns)
+    return codec.quant(x)[0], memory
+
+
+def _decoded(codec: Codec, latents: Array, memory: Memory, columns: Columns | None):
+    x, _ = codec.post_quant(codec.denormalised(latents))
+    return codec.decoder(x, memory, columns)
 
 
 def encode_reference(

@@ -19,9 +19,10 @@ even number. Without memory a whole clip is one piece.
 
 Everything computes in the dtype of its input; parameters stay float32.
 
-Source: TAVR_SPEC 6. A causal convolution runs as one 2-D convolution with its time taps
-joined on the input channels and time folded into the batch: on CPUs this is five to
-twelve times faster than XLA's 3-D convolution, forward and backward.
+`columns` tells a layer which columns of the video it holds (`vae_columns.py`); None:
+all. Convolutions: `vae_conv.py`.
+
+Source: TAVR_SPEC 6.
 """
 
 import math
@@ -32,9 +33,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tavr_jax.encoders import vae_conv, vae_conv_direct
+from tavr_jax.encoders.vae_columns import Columns
+from tavr_jax.encoders.vae_conv_direct import Padding
 from tavr_jax.types import PyTree
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
 Memory = PyTree  # arrays (B, frames, Y, X, C) of a layer, or layers; None: no frame yet
 
 
@@ -49,12 +52,15 @@ def lecun_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Arra
 
 
 def run(
-    layers: Sequence[Callable], x: Float[Array, "B T Y X C"], memory: Memory
+    layers: Sequence[Callable],
+    x: Float[Array, "B T Y X C"],
+    memory: Memory,
+    columns: Columns | None,
 ) -> tuple[Float[Array, "B t y x D"], Memory]:
     """Layer after layer; their memories are in the same order."""
     kept = []
     for layer, before in zip(layers, memory or [None] * len(layers), strict=True):
-        x, after = layer(x, before)
+        x, after = layer(x, before, columns)
         kept.append(after)
     return x, tuple(kept)
 
@@ -69,19 +75,13 @@ def _vector(values: Array, like: Array) -> Array:
     return values.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
-def _conv2d(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    """Convolve every frame of (B, T, Y, X, C) with a (rows, columns, C, D) kernel."""
-    if kernel.shape[:2] == (1, 1):
-        return x @ kernel[0, 0]
-    frames = x.reshape((-1, *x.shape[2:]))
-    y = jax.lax.conv_general_dilated(
-        frames,
-        kernel,
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y.reshape((*x.shape[:2], *y.shape[1:]))
+def _widened(
+    x: Array, padding: Padding, columns: Columns | None
+) -> tuple[Array, Padding]:
+    """x with the neighbours' columns that a kernel reaches, and the zeros to put."""
+    if columns is None or not any(padding[1]):
+        return x, padding
+    return columns.halo(x, *padding[1]), (padding[0], (0, 0))
 
 
 class Conv2d(nnx.Module):
@@ -96,13 +96,20 @@ class Conv2d(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T Y X C"],
-        stride: int = 1,
-        padding: Padding | None = None,
+        columns: Columns | None = None,
+        *,
+        halve: bool = False,
     ) -> Float[Array, "B T y x D"]:
-        """Zero padding of half a kernel on each side unless told otherwise."""
+        """Zero padding of half a kernel on each side; `halve`: stride 2, and all of it
+        at the end."""
         half = self.kernel.shape[0] // 2
-        padding = padding or ((half, half), (half, half))
-        y = _conv2d(x, self.kernel[...].astype(x.dtype), stride, padding)
+        around = (0, 2 * half - 1) if halve else (half, half)
+        kernel = self.kernel[...].astype(x.dtype)[None]
+        x, padding = _widened(x, (around, around), columns)
+        if halve:
+            y = vae_conv_direct.convolve(x, kernel, padding, stride=2)
+        else:
+            y = vae_conv.convolve(x, kernel, padding)
         return y + _vector(self.bias[...], y)
 
 
@@ -132,7 +139,10 @@ class CausalConv(nnx.Module):
         return self.kernel.shape[0] - 1
 
     def __call__(
-        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+        self,
+        x: Float[Array, "B T Y X C"],
+        memory: Memory = None,
+        columns: Columns | None = None,
     ) -> tuple[Float[Array, "B T Y X D"], Memory]:
         """The same number of frames; frame t sees frames t-k+1..t."""
         frames = x.shape[1]
@@ -141,18 +151,17 @@ class CausalConv(nnx.Module):
             seen = _latest(x, frames + min(self.reach, frames - 1))
         else:
             seen = jnp.concatenate([memory, x], axis=1)
-        taps = range(seen.shape[1] - frames + 1)
-        y = self.apply_taps([seen[:, i : i + frames] for i in taps])
-        return y, _latest(seen, self.reach)
+        kept = _latest(seen, self.reach)
+        kernel = self.kernel[frames - seen.shape[1] - 1 :].astype(x.dtype)
+        rows, width = kernel.shape[1] // 2, kernel.shape[2] // 2
+        seen, padding = _widened(seen, ((rows, rows), (width, width)), columns)
+        y = vae_conv.convolve(seen, kernel, padding)
+        return y + _vector(self.bias[...], y), kept
 
-    def apply_taps(self, taps: list[Array]) -> Array:
-        """The last taps of the kernel, each times its own frames, summed."""
-        kernel = self.kernel[-len(taps) :].astype(taps[0].dtype)
-        steps, rows, columns, in_dim, out_dim = kernel.shape
-        joined = kernel.transpose(1, 2, 0, 3, 4)
-        joined = joined.reshape(rows, columns, steps * in_dim, out_dim)
-        half = (rows // 2, rows // 2), (columns // 2, columns // 2)
-        y = _conv2d(jnp.concatenate(taps, axis=-1), joined, 1, half)
+    def apply_taps(self, taps: tuple[Array, ...]) -> Array:
+        """A kernel in time alone, each tap times its own frames."""
+        x = jnp.concatenate(taps, axis=-1)
+        y = x @ self.kernel[...].reshape(x.shape[-1], -1).astype(x.dtype)
         return y + _vector(self.bias[...], y)
 
 
@@ -187,12 +196,15 @@ class ResidualBlock(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+        self,
+        x: Float[Array, "B T Y X C"],
+        memory: Memory = None,
+        columns: Columns | None = None,
     ) -> tuple[Float[Array, "B T Y X D"], Memory]:
         """Same grid, new width."""
         first, second = memory or (None, None)
-        y, first = self.conv1(nnx.silu(self.norm1(x)), first)
-        y, second = self.conv2(nnx.silu(self.norm2(y)), second)
+        y, first = self.conv1(nnx.silu(self.norm1(x)), first, columns)
+        y, second = self.conv2(nnx.silu(self.norm2(y)), second, columns)
         carried = x if self.shortcut is None else self.shortcut(x)[0]
         return y + carried, (first, second)
 
@@ -205,17 +217,26 @@ class FrameAttention(nnx.Module):
         self.qkv = Conv2d(dim, 3 * dim, 1, rngs=rngs)
         self.proj = Conv2d(dim, dim, 1, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T Y X C"]) -> Float[Array, "B T Y X C"]:
+    def __call__(
+        self, x: Float[Array, "B T Y X C"], columns: Columns | None = None
+    ) -> Float[Array, "B T Y X C"]:
         """Frame after frame: the score matrix of a single frame is large enough."""
-        batch, frames, rows, columns, dim = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch * frames, rows * columns, 3 * dim)
+        dim = x.shape[-1]
+        qkv = self.qkv(self.norm(x)).reshape(-1, *x.shape[2:4], 3 * dim)
+        q, shown, there = qkv[..., :dim], qkv[..., dim:], None
+        if columns is not None:
+            shown = columns.gathered(shown, axis=2)
+            there = jnp.arange(shown.shape[2]) < columns.width
+            there = jnp.tile(there, shown.shape[1])[None]
 
-        def attend(frame: Array) -> Array:
-            q, k, v = jnp.split(frame, 3, axis=-1)
+        def attend(frame: tuple[Array, Array]) -> Array:
+            q, (k, v) = frame[0], jnp.split(frame[1], 2, axis=-1)
             scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
-            return jax.nn.softmax(scores / dim**0.5, axis=-1).astype(v.dtype) @ v
+            weights = jax.nn.softmax(scores / dim**0.5, axis=-1, where=there)
+            return weights.astype(v.dtype) @ v
 
-        return x + self.proj(jax.lax.map(attend, qkv).reshape(x.shape))
+        flat = q.reshape(len(q), -1, dim), shown.reshape(len(q), -1, 2 * dim)
+        return x + self.proj(jax.lax.map(attend, flat).reshape(x.shape))
 
 
 class Middle(nnx.Module):
@@ -227,12 +248,15 @@ class Middle(nnx.Module):
         self.second = ResidualBlock(dim, dim, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+        self,
+        x: Float[Array, "B T Y X C"],
+        memory: Memory = None,
+        columns: Columns | None = None,
     ) -> tuple[Float[Array, "B T Y X C"], Memory]:
         """Same shape."""
         first, second = memory or (None, None)
-        x, first = self.first(x, first)
-        x, second = self.second(self.attention(x), second)
+        x, first = self.first(x, first, columns)
+        x, second = self.second(self.attention(x, columns), second, columns)
         return x, (first, second)
 
 
@@ -248,10 +272,13 @@ class Downsample(nnx.Module):
         self.time_conv = _time_conv(jnp.eye(dim), rngs) if temporal else None
 
     def __call__(
-        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+        self,
+        x: Float[Array, "B T Y X C"],
+        memory: Memory = None,
+        columns: Columns | None = None,
     ) -> tuple[Float[Array, "B t y x C"], Memory]:
         """1 + 2k frames become 1 + k; after the first piece, 2k become k."""
-        x = self.conv(x, stride=2, padding=((0, 1), (0, 1)))
+        x = self.conv(x, columns, halve=True)
         if self.time_conv is None:
             return x, ()
         bypass = x[:, : int(memory is None)]
@@ -260,7 +287,7 @@ class Downsample(nnx.Module):
         if seen.shape[1] == 1:
             return bypass, newest
         taps = seen[:, :-2:2], seen[:, 1:-1:2], seen[:, 2::2]
-        y = self.time_conv.apply_taps(list(taps))
+        y = self.time_conv.apply_taps(taps)
         return jnp.concatenate([bypass, y], axis=1), newest
 
 
@@ -274,14 +301,19 @@ class Upsample(nnx.Module):
         self.conv = Conv2d(dim, dim // 2, 3, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T Y X C"], memory: Memory = None
+        self,
+        x: Float[Array, "B T Y X C"],
+        memory: Memory = None,
+        columns: Columns | None = None,
     ) -> tuple[Float[Array, "B t y x D"], Memory]:
         """1 + k frames become 1 + 2k; after the first piece, k become 2k."""
         if self.time_conv is None:
             memory = ()
         else:
             x, memory = self._doubled(x, memory)
-        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)), memory
+        return self.conv(
+            jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), columns
+        ), memory
 
     def _doubled(self, x: Array, memory: Memory) -> tuple[Array, Memory]:
         start = int(memory is None)

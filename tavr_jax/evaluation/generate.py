@@ -7,9 +7,13 @@
 Latents after the last frame are noise on the canvas (`diffusion/chunks.py`). The
 decoder is causal, so they are not decoded at all: the frames are the same. For the same
 reason a chunk is decoded as soon as it is finished.
+
+The reference is prefilled once a video, by a program of its own; its cache, as short as
+its valid tokens allow, serves every chunk, step and guidance branch.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,21 +21,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 from numpy import ndarray
 
-from tavr_jax.diffusion import chunks
-from tavr_jax.diffusion.guidance import Network, guided, switched, without_reference
+from tavr_jax.diffusion import chunks, guidance
 from tavr_jax.diffusion.sampler import unipc_sample
 from tavr_jax.diffusion.schedule import unipc
 from tavr_jax.encoders.vae import Codec
 from tavr_jax.encoders.vae_stream import decode_stream
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation.unfinished import Unfinished
+from tavr_jax.models.transformer import ReferenceCache
+from tavr_jax.parallel import sharding
 from tavr_jax.types import Conditions, PyTree
 
-# (weights, noise of a chunk, its conditions, negative text) -> its latents
-Sampler = Callable[[PyTree, Array, Conditions, Array], Array]
+ROOMS, PLACES = 8, 16  # `room` of a cache (ours)
+BRANCHES = ("auto", "one_by_one", "batched")
+_WAYS = {
+    "one_by_one": (guidance.prefill_one_by_one, guidance.one_by_one),
+    "batched": (guidance.prefill_batched, guidance.batched),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +54,13 @@ class SamplerConfig:
     audio_scale: float
     start_use_videoref_step: int
     round_bf16: bool
+    branches: str
 
     def __post_init__(self):
+        if self.branches not in BRANCHES:
+            raise InputError(
+                f"sampler.branches: {self.branches!r}: expected {' | '.join(BRANCHES)}"
+            )
         if self.steps < 1:
             raise InputError(f"sampler.steps: {self.steps}: give at least 1")
         if self.shift <= 0:
@@ -92,32 +107,105 @@ def num_frames(rows: int) -> int:
     return 4 * -(-(rows - 1) // 4) + 1
 
 
-def sampler(
-    graph: nnx.GraphDef, config: SamplerConfig, on_step: Callable[[], None]
-) -> Sampler:
-    """The compiled sampler of a transformer's graph; weights are an argument.
+class Sampler(NamedTuple):
+    """The programs of one transformer on one mesh. Weights are an argument, and are
+    read where they are."""
 
-    `on_step` is called from the device after every step, to count.
+    # (weights, conditions of any chunk of a video) -> what all its chunks read
+    prefill: Callable[[PyTree, Conditions], PyTree]
+    # (weights, noise of a chunk, conditions, negative text, the above) -> its latents
+    denoise: Callable[[PyTree, Array, Conditions, Array, PyTree], Array]
+
+    def __call__(
+        self,
+        weights: PyTree,
+        noise: Float[Array, "B T H W C"],
+        conditions: Conditions,
+        negative_text: Float[Array, "B L E"],
+    ) -> Float[Array, "B T H W C"]:
+        """Latents of one chunk. The buffer of `noise` becomes theirs, if it can."""
+        cache = self.prefill(weights, conditions)
+        return self.denoise(weights, noise, conditions, negative_text, cache)
+
+
+def sampler(
+    graph: nnx.GraphDef,
+    config: SamplerConfig,
+    mesh: Mesh,
+    on_step: Callable[[], None] | None = None,
+) -> Sampler:
+    """Samples with a transformer's graph, on `mesh`, any number of rows at once.
+
+    `on_step` is called from a device after every step, to count.
+    """
+
+    @functools.cache
+    def compiled(rows: int) -> Sampler:
+        return programs(graph, config, mesh, rows, on_step)
+
+    def prefill(weights, conditions):
+        with jax.set_mesh(mesh):
+            return compiled(len(conditions.has_audio)).prefill(weights, conditions)
+
+    def denoise(weights, noise, conditions, negative_text, cache):
+        with jax.set_mesh(mesh):
+            run = compiled(len(noise)).denoise
+            return run(weights, noise, conditions, negative_text, cache)
+
+    return Sampler(prefill, denoise)
+
+
+def programs(
+    graph: nnx.GraphDef,
+    config: SamplerConfig,
+    mesh: Mesh,
+    rows: int,
+    on_step: Callable[[], None] | None = None,
+) -> Sampler:
+    """The two programs of `sampler` for this many samples, as jitted functions that
+    are traced and called inside of `mesh`.
+
+    Samples are split over the batch axes where they divide, else whole on each device;
+    guidance branches are split then. Weights and caches stay as they come; the noise is
+    donated.
     """
     schedule = unipc(config.steps, config.shift)
+    scales = guidance.Scales(config.text_scale, config.audio_scale)
+    # One device gains little from a batch (0.94 to 0.97 of the time, mini on a CPU) and
+    # holds a cache more; several gather each layer's weights once for all branches, and
+    # split the branches where samples are too few.
+    way = "batched" if mesh.size > 1 else "one_by_one"
+    look, guided = _WAYS[way if config.branches == "auto" else config.branches]
+    even = rows % sharding.batch_shares(mesh) == 0
+    place = sharding.batch(mesh, rows) if even else sharding.replicated(mesh)
 
-    @jax.jit
-    def sample(weights, noise, conditions, negative_text):
-        model = nnx.merge(graph, weights)
-        network = Network(model.prefill, model)
-        velocity = switched(
-            _guided(network, without_reference(conditions), negative_text, config),
-            _guided(network, conditions, negative_text, config),
+    def prefill(weights, conditions):
+        return look(_network(graph, weights, mesh), conditions, scales)
+
+    def denoise(weights, noise, conditions, negative_text, cache):
+        told = _network(graph, weights, mesh), conditions, negative_text, scales
+        velocity = guidance.switched(
+            guided(*told, _each_cache(_hidden, cache)),
+            guided(*told, cache),
             config.start_use_videoref_step,
         )
 
         def counted(x, timestep, step):
-            jax.debug.callback(on_step)
+            if on_step is not None:
+                jax.debug.callback(on_step)
             return velocity(x, timestep, step)
 
         return unipc_sample(counted, noise, schedule, config.round_bf16)
 
-    return sample
+    return Sampler(
+        jax.jit(prefill, in_shardings=(None, place)),
+        jax.jit(
+            denoise,
+            in_shardings=(None, place, place, place, None),
+            out_shardings=place,
+            donate_argnums=1,
+        ),
+    )
 
 
 def pieces(
@@ -137,12 +225,17 @@ def pieces(
     conditions = first_conditions(request, plan.motion)
     negative = jnp.asarray(request.negative_text, jnp.float32)[None]
 
+    @functools.cache
+    def cache() -> PyTree:
+        valid = int(request.reference_tokens.sum())
+        return shortened(sample.prefill(weights, conditions), valid)
+
     def noise(start: int) -> Array:
         shape = (1, height, width, channels)
         return chunks.draw_noise(key, start, plan.size, shape)
 
     def denoise(noise: Array, conditions: Conditions) -> Array:
-        chunk = sample(weights, noise, conditions, negative)
+        chunk = sample.denoise(weights, noise, conditions, negative, cache())
         # by way of the host: placed on the weights' devices, what the next chunk is
         # told would have its program compiled a second time
         return jnp.asarray(np.asarray(chunk))
@@ -158,6 +251,35 @@ def pieces(
             yield span, chunk
 
     yield from chunks.in_order(saved(), plan)
+
+
+def shortened(caches: PyTree, valid: int) -> PyTree:
+    """Reference caches without the places that none of `valid` tokens takes.
+
+    Attention does not ask in which order keys come, so none is changed by it.
+    """
+
+    def short(cache: ReferenceCache) -> ReferenceCache:
+        order = jnp.argsort(~cache.valid, axis=1, stable=True)[:, :places]
+        at = order[None, :, :, None, None]
+        keys, values = (jnp.take_along_axis(x, at, axis=2) for x in cache[:2])
+        taken = jnp.take_along_axis(cache.valid, order, axis=1)
+        return ReferenceCache(keys, values, taken)
+
+    whole = jax.tree.leaves(caches)[0].shape[2]
+    places = room(valid, whole)
+    if places == whole:
+        return caches
+    where = jax.tree.map(lambda leaf: leaf.sharding, caches)
+    change = functools.partial(_each_cache, short)
+    return jax.jit(change, out_shardings=where)(caches)
+
+
+def room(valid: int, whole: int) -> int:
+    """Places for `valid` of `whole` tokens: about ROOMS sizes, for each is a program of
+    its own, and multiples of PLACES, for devices share them."""
+    step = -(-whole // (ROOMS * PLACES)) * PLACES
+    return min(max(-(-valid // step), 1) * step, whole)
 
 
 def latents(
@@ -200,11 +322,12 @@ def frames(
     pieces: Iterator[Float[Array, "1 n H W C"]],
     count: int,
     config: OutputConfig,
+    mesh: Mesh | None = None,
 ) -> Iterator[UInt8[ndarray, "F Y X 3"]]:
     """The first `count` pictures of latents, as they come: of 4T - 3. Memory does not
-    grow with the video."""
-    dtype = jnp.dtype(config.decode_dtype)
-    blocks = decode_stream(codec, pieces, step=config.decode_latents, dtype=dtype)
+    grow with the video; the devices of a mesh share its columns."""
+    dtype, step = jnp.dtype(config.decode_dtype), config.decode_latents
+    blocks = decode_stream(codec, pieces, step=step, dtype=dtype, mesh=mesh)
     left = count
     for block in blocks:
         kept = np.asarray(block[0, :left])
@@ -226,10 +349,24 @@ def to_pixels(frames: Float[ndarray, "F Y X 3"]) -> UInt8[ndarray, "F Y X 3"]:
     return ((half + np.float16(1)) * np.float16(0.5) * np.float16(255)).astype(np.uint8)
 
 
-def _guided(network, conditions, negative_text, config: SamplerConfig):
-    return guided(
-        network, conditions, negative_text, config.text_scale, config.audio_scale
-    )
+def _network(graph: nnx.GraphDef, weights: PyTree, mesh: Mesh) -> guidance.Network:
+    model = nnx.merge(graph, weights)
+    network = guidance.Network(model.prefill, model)
+    return guidance.in_shares(network, sharding.batch_shares(mesh))
+
+
+def _hidden(cache: ReferenceCache) -> ReferenceCache:
+    """The same with no key that may be read: nothing is copied."""
+    return cache._replace(valid=jnp.zeros_like(cache.valid))
+
+
+def _each_cache(
+    change: Callable[[ReferenceCache], ReferenceCache], caches: PyTree
+) -> PyTree:
+    def is_leaf(node: PyTree) -> bool:
+        return isinstance(node, ReferenceCache)
+
+    return jax.tree.map(change, caches, is_leaf=is_leaf)
 
 
 def _batched(leaf) -> Array:

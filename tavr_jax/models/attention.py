@@ -29,21 +29,24 @@ def attend(
     v: Float[Array, "B m K d"],
     mask: Bool[Array, "B q m"] | None,
     kernel: str,
+    keep: str | None = None,
 ) -> Float[Array, "B n K d"]:
     """(1). `mask` is true where a query may read a key; q = n, or 1 for all alike.
 
     `kernel` is one of KERNELS. A mask that differs between queries is always chunked:
     the fast kernels have no linear form of it, and it is only met where keys are few.
+    `keep` names what the backward pass needs (jax.ad_checkpoint.checkpoint_name), so
+    that rematerialising need not run the kernel again; cudnn has no such name.
     InputError where the kernel cannot take the numbers.
     """
     chosen = choose(kernel, q.dtype)
     if mask is not None and mask.shape[1] != 1:
         chosen = "chunked"
     if chosen == "chunked":
-        return attention_chunked.attend(q, k, v, mask)
+        return attention_chunked.attend(q, k, v, mask, keep)
     kept = None if mask is None else mask[:, 0]
     if chosen == "splash":
-        return attention_splash.attend(q, k, v, kept)
+        return attention_splash.attend(q, k, v, kept, keep)
     return attention_cudnn.attend(q, k, v, kept)
 
 

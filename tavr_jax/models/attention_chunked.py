@@ -1,35 +1,55 @@
 """Attention in plain XLA, queries in tiles: memory linear in the sequence.
 
-Backward computes the scores of each tile again; to keep them would be quadratic. The
-softmax over keys that come in parts, as ring attention reads them:
+    (1) s_ij = q_i . k_j / sqrt(d), or -1e30 where the mask is false
+    (2) lse_i = log sum_j e^(s_ij),  p_ij = e^(s_ij - lse_i),  out_i = sum_j p_ij v_j
 
-    (1) m' = max(m, max_j s_j)                    s_j = q . k_j / sqrt(d)
-    (2) l' = e^(m - m') l + sum_j e^(s_j - m')
-    (3) o' = e^(m - m') o + sum_j e^(s_j - m') v_j,  out = o / l at the end
+The backward pass keeps out and lse and computes the scores of a tile again; with g the
+gradient of out:
 
-Milakov and Gimelshein 2018, arXiv 1805.02867.
+    (3) delta_i = g_i . out_i
+    (4) dv_j = sum_i p_ij g_i
+    (5) ds_ij = p_ij (g_i . v_j - delta_i) / sqrt(d)
+    (6) dq_i = sum_j ds_ij k_j,  dk_j = sum_i ds_ij q_i
+
+Keys that come in parts, as ring attention reads them, are read apart and joined; (4) to
+(6) then hold part by part, with lse and delta of them all:
+
+    (7) lse = log(e^lse' + e^lse''),  out = e^(lse' - lse) out' + e^(lse'' - lse) out''
+
+Dao et al. 2022, arXiv 2205.14135. Heads go one after another where the scores of all
+are many: XLA's products of two matrices are much faster on CPUs than its batched ones.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-# Scores of one tile: small enough to stay in cache, large enough for the matrix unit.
+# Queries of a tile: their scores of one head are to stay in cache.
 QUERY_TILE = 512
-# Far below any score, and finite: a row of nothing else is a mean, not a NaN.
+# So many scores, or no more of them than numbers in the queries, are made at once.
+AT_ONCE = 2**18
+# Far below any score, and finite: a row of nothing else is finite, not a NaN.
 MASKED = -1e30
 
 
-class Partial(NamedTuple):
-    """Attention to the keys read so far, float32."""
+class Part(NamedTuple):
+    """Attention to some of the keys, float32."""
 
-    out: Float[Array, "B n K d"]  # o of (3)
-    most: Float[Array, "B n K"]  # m of (1)
-    total: Float[Array, "B n K"]  # l of (2)
+    out: Float[Array, "B n K d"]
+    lse: Float[Array, "B n K"]
+
+
+class Slopes(NamedTuple):
+    """What (4) to (6) read of the output and its gradient."""
+
+    grad: Float[Array, "B n K d"]  # g
+    lse: Float[Array, "B n K"]
+    delta: Float[Array, "B n K"]  # of (3)
 
 
 def attend(
@@ -37,90 +57,157 @@ def attend(
     k: Float[Array, "B m K d"],
     v: Float[Array, "B m K d"],
     mask: Bool[Array, "B q m"] | None,
+    keep: str | None,
 ) -> Float[Array, "B n K d"]:
     """`attention.attend`, without a choice."""
 
-    def tile(parts):
-        return _tile(parts[0], k, v, parts[1] if wide else mask)
+    @jax.custom_vjp
+    def attention(q, k, v, mask):
+        return forward(q, k, v, mask)[0]
 
-    wide = mask is not None and mask.shape[1] > 1
-    return _over_tiles(tile, (q, mask) if wide else (q,))
+    def forward(q, k, v, mask):
+        read = named(part(q, k, v, mask), q.dtype, keep)
+        return read.out, (q, k, v, mask, read)
+
+    def backward(kept, grad):
+        q, k, v, mask, read = kept
+        found = part_gradients(q, k, v, mask, slopes(read, grad))
+        return *like((q, k, v), found), None
+
+    attention.defvjp(forward, backward)
+    return attention(q, k, v, mask)
 
 
-def start(q: Float[Array, "B n K d"]) -> Partial:
-    """No key read yet."""
-    rows = q.shape[:-1]
-    return Partial(
-        jnp.zeros(q.shape, jnp.float32),
-        jnp.full(rows, MASKED, jnp.float32),
-        jnp.zeros(rows, jnp.float32),
-    )
-
-
-def extend(
-    before: Partial,
+def part(
     q: Float[Array, "B n K d"],
     k: Float[Array, "B m K d"],
     v: Float[Array, "B m K d"],
-    mask: Bool[Array, "B 1 m"],
-) -> Partial:
-    """(1) to (3): read these keys too."""
+    mask: Bool[Array, "B q m"] | None,
+) -> Part:
+    """(1) and (2)."""
 
-    def tile(parts) -> Partial:
-        q, old = parts
-        scores = _scores(q, k, mask)
-        most = jnp.maximum(old.most, scores.max(-1).swapaxes(1, 2))
-        weights = jnp.exp(scores - most.swapaxes(1, 2)[..., None])
-        total = weights.sum(-1).swapaxes(1, 2)
-        out = jnp.einsum(
-            "bknm,bmkd->bnkd",
-            weights.astype(v.dtype),
-            v,
-            preferred_element_type=jnp.float32,
-        )
-        faded = jnp.exp(old.most - most)
-        out = faded[..., None] * old.out + out
-        return Partial(out, most, faded * old.total + total)
+    def head(mask, k, v, q):
+        def tile(q):
+            scores = _scores(q, k, mask)
+            most = scores.max(-1, keepdims=True, initial=MASKED)
+            weights = jnp.exp(scores - most)
+            total = weights.sum(-1, keepdims=True)
+            out = _dot(weights.astype(v.dtype), v) / total
+            return out, (most + jnp.log(total))[:, 0]
 
-    return _over_tiles(tile, (q, before))
+        if few:
+            return tile(q)
+        return _join(jax.lax.map(tile, _cut(q)), len(q))
 
-
-def finish(read: Partial, dtype) -> Float[Array, "B n K d"]:
-    """Out of (3)."""
-    return (read.out / read.total[..., None]).astype(dtype)
+    few = _are_few(q, k, mask)
+    out, lse = _each_head(head, few, mask, k, v, q)
+    return Part(out.swapaxes(1, 2), lse.swapaxes(1, 2))
 
 
-def _over_tiles(tile: Callable, rows):
-    """`tile` of QUERY_TILE rows of every leaf "B n ..." at a time."""
-    count = jax.tree.leaves(rows)[0].shape[1]
-    tiles, rest = divmod(count, QUERY_TILE)
-    if tiles + (rest > 0) <= 1:
-        return tile(rows)
-    done = tiles * QUERY_TILE
+def part_gradients(
+    q: Float[Array, "B n K d"],
+    k: Float[Array, "B m K d"],
+    v: Float[Array, "B m K d"],
+    mask: Bool[Array, "B q m"] | None,
+    told: Slopes,
+) -> tuple[Array, Array, Array]:
+    """(4) to (6), float32: what these keys add to dq, and their dk and dv."""
+    scale = 1 / math.sqrt(q.shape[-1])
 
-    def cut(leaf: Array) -> Array:
-        whole = leaf[:, :done]
-        shape = (leaf.shape[0], tiles, QUERY_TILE, *leaf.shape[2:])
-        return whole.reshape(shape).swapaxes(0, 1)
+    def head(mask, k, v, q, *told):
+        seen = None if mask is None else mask.T
 
-    def join(leaf: Array) -> Array:
-        leaf = leaf.swapaxes(0, 1)
-        return leaf.reshape(leaf.shape[0], done, *leaf.shape[3:])
+        def tile(sums, rows):
+            q, grad, lse, delta = rows
+            # Keys x queries: sums over queries are then plain products.
+            weights = jnp.exp(_scores(k, q, seen) - lse[None])
+            slopes = (weights * (_dot(v, grad.T) - delta[None]) * scale).astype(k.dtype)
+            sums = (
+                sums[0] + _dot(slopes, q),
+                sums[1] + _dot(weights.astype(v.dtype), grad),
+            )
+            return sums, _dot(slopes.T, k)
 
-    again = jax.checkpoint(tile, prevent_cse=False)
-    body = jax.tree.map(join, jax.lax.map(again, jax.tree.map(cut, rows)))
-    if not rest:
-        return body
-    tail = tile(jax.tree.map(lambda leaf: leaf[:, done:], rows))
-    return jax.tree.map(lambda *ends: jnp.concatenate(ends, axis=1), body, tail)
+        zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+        if few:
+            (dk, dv), dq = tile(zeros, (q, *told))
+        else:
+            (dk, dv), dq = jax.lax.scan(tile, zeros, _cut((q, *told)))
+            dq = _join(dq, len(q))
+        return dq, dk, dv
+
+    few = _are_few(q, k, mask)
+    told = told._replace(grad=told.grad.astype(v.dtype))
+    found = _each_head(head, few, mask, k, v, q, *told)
+    return tuple(x.swapaxes(1, 2) for x in found)
 
 
-def _tile(q, k, v, mask) -> Array:
-    weights = jax.nn.softmax(_scores(q, k, mask), axis=-1).astype(v.dtype)
-    return jnp.einsum("bknm,bmkd->bnkd", weights, v)
+def joined(a: Part, b: Part) -> Part:
+    """(7)."""
+    lse = jnp.logaddexp(a.lse, b.lse)
+    shares = (jnp.exp(x.lse - lse)[..., None] * x.out for x in (a, b))
+    return Part(sum(shares), lse)
 
 
-def _scores(q, k, mask) -> Float[Array, "B K n m"]:
-    scores = jnp.einsum("bnkd,bmkd->bknm", q, k, preferred_element_type=jnp.float32)
-    scores = scores / np.sqrt(q.shape[-1])
-    return scores if mask is None else jnp.where(mask[:, None], scores, MASKED)
+def slopes(read: Part, grad: Float[Array, "B n K d"]) -> Slopes:
+    """(3)."""
+    wide = grad.astype(jnp.float32) * read.out.astype(jnp.float32)
+    return Slopes(grad, read.lse, wide.sum(-1))
+
+
+def named(read: Part, dtype, keep: str | None) -> Part:
+    """What the backward pass reads, under a name that rematerialising can keep."""
+    read = read._replace(out=read.out.astype(dtype))
+    return read if keep is None else checkpoint_name(read, keep)
+
+
+def like(arrays, gradients):
+    """Gradients in the dtypes of what they are of."""
+    return tuple(g.astype(x.dtype) for x, g in zip(arrays, gradients, strict=True))
+
+
+def _are_few(q: Array, k: Array, mask: Array | None) -> bool:
+    """Scores that may be made at once; those of a mask of pairs always are."""
+    scores = math.prod(q.shape[:3]) * k.shape[1]
+    pairs = mask is not None and mask.shape[1] > 1
+    return pairs or scores <= max(AT_ONCE, q.size)
+
+
+def _each_head(head: Callable, few: bool, mask: Array | None, *arrays: Array):
+    """`head` of the sample's mask and arrays "n d" or "n", in all samples and heads."""
+
+    def every(function: Callable, over):
+        return jax.vmap(function)(over) if few else jax.lax.map(function, over)
+
+    def sample(of_one):
+        mask, *rows = of_one
+        return every(lambda rows: head(mask, *rows), tuple(rows))
+
+    return every(sample, (mask, *(x.swapaxes(1, 2) for x in arrays)))
+
+
+def _scores(a, b, mask) -> Float[Array, "i j"]:
+    scores = _dot(a, b.T) * (1 / math.sqrt(a.shape[-1]))
+    return scores if mask is None else jnp.where(mask, scores, MASKED)
+
+
+def _dot(a: Array, b: Array) -> Float[Array, "i j"]:
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def _cut(rows):
+    """Leaves "n ..." in equal tiles, the last filled with zeros."""
+    n = jax.tree.leaves(rows)[0].shape[0]
+    tiles = math.ceil(n / QUERY_TILE)
+    size = math.ceil(n / tiles)
+
+    def cut(x: Array) -> Array:
+        free = ((0, tiles * size - n), *((0, 0),) * (x.ndim - 1))
+        return jnp.pad(x, free).reshape(tiles, size, *x.shape[1:])
+
+    return jax.tree.map(cut, rows)
+
+
+def _join(tiles, n: int):
+    """Inverse of `_cut`."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], tiles)

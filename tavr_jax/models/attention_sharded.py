@@ -8,14 +8,13 @@ context, and nothing is sent. Where tokens read each other there are two ways:
              tokens of 1 / context of its heads, another gives the tokens back. Any
              kernel runs between the two. Sent by each device: 4 / context of its part
              of q, k, v and the output together. Jacobs et al. 2023, arXiv 2309.14509
-    ring     otherwise: keys and values travel once around, a part at a time, and the
-             softmax goes on over them (attention_chunked.py (1) to (3)). Plain XLA on
-             every chip. Sent: (context - 1) times the device's keys and values.
-             Liu et al. 2023, arXiv 2310.01889
+    ring     otherwise: keys and values travel once around (attention_ring.py). Plain
+             XLA on every chip. Sent: (context - 1) times the device's keys and values.
 
-Keys and values of the reference stay as the way wants them: by heads for Ulysses, so
-that a cached reference is never sent again; by tokens for the ring, where every key
-travels anyway. Outside of a mesh, or on one device, all of it is `attention.attend`.
+Keys and values of the reference stay as the way wants them, `kept_axes`: by heads for
+Ulysses, so that a cached reference is never sent again; by tokens for the ring, where
+every key travels anyway. Outside of a mesh, or on one device, all of it is
+`attention.attend`.
 """
 
 import functools
@@ -27,9 +26,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from tavr_jax.errors import InputError
-from tavr_jax.models import attention_chunked
+from tavr_jax.models import attention_ring
 from tavr_jax.models.attention import attend
+from tavr_jax.models.attention_local import Nearby
 from tavr_jax.parallel import sharding
+
+# The name of what the backward pass of `attend_all` reads: model.remat can keep it.
+KEPT = "attention"
 
 
 class KeysValues(NamedTuple):
@@ -63,64 +66,96 @@ def attend_all(
     q: Float[Array, "B n K d"],
     own: KeysValues,
     reference: KeysValues | None,
+    near: Nearby | None,
     kernel: str,
 ) -> tuple[Float[Array, "B n K d"], KeysValues]:
     """Tokens read the valid ones among themselves and, if given, those of `reference`.
 
+    `near`: among themselves only those of latents nearby; then there is no reference.
+    A `reference` of fewer samples serves groups, whose members are next to each other.
     Also returns `own` where another call wants it as its `reference`. n and m are
     multiples of context. InputError where the heads do not divide by tensor.
     """
+    if reference is not None:
+        reference = _for_members(reference, len(q))
     if _alone():
-        k, v, valid = own if reference is None else _joined(own, reference)
-        return attend(q, k, v, valid[:, None], kernel), own
-    if q.shape[2] % sharding.shares("K"):
-        raise InputError(
-            f"parallel.tensor: {sharding.shares('K')} does not divide "
-            f"model.num_heads {q.shape[2]}"
-        )
+        return _attend(q, own, reference, near, kernel), own
     tokens = sharding.fitting(q.shape, "B", "N", "K", None)
     split = KeysValues(tokens, tokens, PartitionSpec(*tokens[:2]))
-    if q.shape[2] % sharding.shares("heads"):
-        local, kept = _ring, split
-    else:
+    if _by_heads(q.shape[2]):
         heads = PartitionSpec(tokens[0], None, sharding.spec("heads")[0], None)
-        local = functools.partial(_ulysses, kernel=kernel)
+        local = functools.partial(_ulysses, near=near, kernel=kernel)
         kept = KeysValues(heads, heads, PartitionSpec(tokens[0], None))
         # All tokens' flags everywhere: they are bits.
         split = split._replace(valid=kept.valid)
+    else:
+        local, kept = functools.partial(_ring, near=near), split
     call = _spread(local, (tokens, split, reference and kept), (tokens, kept))
     return call(q, own, reference)
 
 
-def _ulysses(q, own: KeysValues, reference: KeysValues | None, kernel: str):
+def kept_axes(heads: int) -> KeysValues:
+    """Logical axes (parallel/sharding.py) of the reference that `attend_all` reads, on
+    the mesh around us. InputError where the heads do not divide by tensor."""
+    if _alone() or _by_heads(heads):
+        return KeysValues(*(("B", None, "heads", None),) * 2, ("B", None))
+    return KeysValues(*(("B", "N", "K", None),) * 2, ("B", "N"))
+
+
+def _by_heads(heads: int) -> bool:
+    """Whether Ulysses is possible."""
+    if heads % sharding.shares("K"):
+        raise InputError(
+            f"parallel.tensor: {sharding.shares('K')} does not divide "
+            f"model.num_heads {heads}"
+        )
+    return heads % sharding.shares("heads") == 0
+
+
+def _for_members(reference: KeysValues, samples: int) -> KeysValues:
+    group, rest = divmod(samples, len(reference.valid))
+    if rest:
+        raise ValueError(f"{samples} members of {len(reference.valid)} references")
+    if group == 1:
+        return reference
+    heads = kept_axes(reference.keys.shape[2])
+    return KeysValues(
+        *(
+            sharding.constrain(jnp.repeat(x, group, axis=0), *axes)
+            for x, axes in zip(reference, heads, strict=True)
+        )
+    )
+
+
+def _attend(
+    q: Array,
+    own: KeysValues,
+    reference: KeysValues | None,
+    near: Nearby | None,
+    kernel: str,
+) -> Array:
+    """All tokens of the heads are here."""
+    k, v, valid = own if reference is None else _joined(own, reference)
+    if near is None:
+        return attend(q, k, v, valid[:, None], kernel, KEPT)
+    heads = near.queries(q), near.keys(k), near.keys(v)
+    return near.back(attend(*heads, near.seen(valid), kernel, KEPT), len(q))
+
+
+def _ulysses(q, own: KeysValues, reference: KeysValues | None, near, kernel: str):
     def by_heads(x: Array) -> Array:
         return jax.lax.all_to_all(x, _context(), 2, 1, tiled=True)
 
     own = KeysValues(by_heads(own.keys), by_heads(own.values), own.valid)
-    k, v, valid = own if reference is None else _joined(own, reference)
-    out = attend(by_heads(q), k, v, valid[:, None], kernel)
+    out = _attend(by_heads(q), own, reference, near, kernel)
     return jax.lax.all_to_all(out, _context(), 1, 2, tiled=True), own
 
 
-def _ring(q, own: KeysValues, reference: KeysValues | None):
-    devices = sharding.shares("N")
-    neighbours = [(i, (i + 1) % devices) for i in range(devices)]
+def _ring(q, own: KeysValues, reference: KeysValues | None, near: Nearby | None):
+    ring = attention_ring.Ring(_context(), sharding.shares("N"))
     here = own if reference is None else _joined(own, reference)
-
-    def extend(read: attention_chunked.Partial, part: KeysValues):
-        keys, values, valid = part
-        return attention_chunked.extend(read, q, keys, values, valid[:, None])
-
-    def step(carried, _):
-        read, part = carried
-        part = jax.lax.ppermute(part, _context(), neighbours)
-        return (extend(read, part), part), None
-
-    first = extend(attention_chunked.start(q), here)
-    # The backward pass computes the scores of a step again.
-    again = jax.checkpoint(step, prevent_cse=False)
-    (read, _), _ = jax.lax.scan(again, (first, here), length=devices - 1)
-    return attention_chunked.finish(read, q.dtype), own
+    near = near and near.of_a_run()
+    return attention_ring.attend(q, *here, ring, near, KEPT), own
 
 
 def _joined(own: KeysValues, reference: KeysValues) -> KeysValues:

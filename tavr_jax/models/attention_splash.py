@@ -50,6 +50,7 @@ def attend(
     k: Float[Array, "B m K d"],
     v: Float[Array, "B m K d"],
     kept: Bool[Array, "B m"] | None,
+    keep: str | None,
 ) -> Float[Array, "B n K d"]:
     """`attention.attend` for masks that are the same for all queries.
 
@@ -64,6 +65,7 @@ def attend(
         block_sizes=_all_passes(size),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=keep,
         interpret=platform() != "tpu",
     )
     segments = None

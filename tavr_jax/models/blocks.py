@@ -5,7 +5,7 @@ hands its keys and values to the main stream (TAVR_SPEC 10.4, 10.6):
 
     (1) m = P + E                        shift1 scale1 gate1 shift2 scale2 gate2
     (2) x += gate1 SelfAttn(modulate(LN(x)))   main reads main and reference, reference
-                                               reads reference, or its own latent of it
+                                               reads reference, or latents nearby
     (3) x += TextAttn(norm3(x))
     (4) x += AudioAttn(norm4(x))         video tokens: a window of driving audio;
                                          reference tokens: their own four rows, through
@@ -18,12 +18,12 @@ be compared one by one; under jit an unread term costs nothing.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from tavr_jax.models import rope
+from tavr_jax.models.attention_local import Nearby
 from tavr_jax.models.attention_sharded import KeysValues, attend_all, read
 from tavr_jax.models.layers import (
     MLP,
@@ -70,7 +70,7 @@ class Reference(NamedTuple):
     audio: Float[Array, "B Q D"]
     audio_positions: Float[Array, "Q D"]
     audio_mask: Bool[Array, "B M Q"]
-    layout: Layout | None  # of latents that only read themselves; None: all read all
+    near: Nearby | None  # where a latent reads those around it; None: all read all
 
 
 class MainParts(NamedTuple):
@@ -198,11 +198,11 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B N D"],
         context: Main,
-        reference_keys: Float[Array, "B M K d"],
-        reference_values: Float[Array, "B M K d"],
-        reference_valid: Bool[Array, "B M"],
+        reference_keys: Float[Array, "b M K d"],
+        reference_values: Float[Array, "b M K d"],
+        reference_valid: Bool[Array, "b M"],
     ) -> MainParts:
-        """Video and ref-row tokens through the block."""
+        """Video and ref-row tokens through the block; B / b samples read alike."""
         layout = context.layout
         embedding = constrain(context.still_embedding, None)
         x = constrain(x, "B", "N", None) + layout.on_still(embedding, x.shape[0])
@@ -212,7 +212,7 @@ class Block(nnx.Module):
         q, k, v = self.self_attn.qkv(y, context.rope)
         reference = KeysValues(reference_keys, reference_values, reference_valid)
         own = KeysValues(k, v, context.valid)
-        self_attn, _ = attend_all(q, own, reference, self.self_attn.kernel)
+        self_attn, _ = attend_all(q, own, reference, None, self.self_attn.kernel)
         self_attn = self.self_attn.merge(self_attn)
         x = x + gate1 * self_attn
 
@@ -233,7 +233,8 @@ class Block(nnx.Module):
         y = modulate(layer_norm(x, self.eps), shift1, scale1)
         q, k, v = self.self_attn.qkv(y, context.rope)
         own = KeysValues(k, v, context.valid)
-        self_attn, shown = self._among_references(q, own, context.layout)
+        kernel = self.self_attn.kernel
+        self_attn, shown = attend_all(q, own, None, context.near, kernel)
         self_attn = self.self_attn.merge(self_attn)
         x = x + gate1 * self_attn
 
@@ -245,23 +246,6 @@ class Block(nnx.Module):
         x = constrain(x + gate2 * ffn, "B", "N", None)
         terms = (self_attn, cross_attn, audio_attn, ffn)
         return ReferenceParts(x, shown.keys, shown.values, *terms)
-
-    def _among_references(
-        self, q: Float[Array, "B M K d"], own: KeysValues, layout: Layout | None
-    ) -> tuple[Float[Array, "B M K d"], KeysValues]:
-        kernel = self.self_attn.kernel
-        if layout is None:
-            return attend_all(q, own, None, kernel)
-
-        def apart(x: Array) -> Array:
-            x = layout.frames(x)
-            return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-
-        def together(x: Array) -> Array:
-            return layout.in_runs(x.reshape(len(q), layout.slots, *x.shape[1:]))
-
-        parts = jax.tree.map(apart, (q, own))
-        return jax.tree.map(together, attend_all(*parts, None, kernel))
 
     def _modulation(self, context: Main | Reference) -> list[Array]:
         own = constrain(self.modulation[...], None, None)

@@ -18,7 +18,8 @@ Main stream, once (patches are packed before they are embedded), then per layer:
 Reference stream (`prefill`): (1) with M for N, (2), (3), (4) with Q rows of width
 V; (6), (8), (10) with M for N, and
 
-    (11) scores   4 M M D, or 4 M (M / R) D where a latent only reads itself
+    (11) scores   4 M M D, or 4 M (s M / R) D where a latent only reads s = min(2
+                  reference_window + 1, R) around it, itself one of them
     (12) audio    4 (M + Q) D^2 + 4 M Q D
     (13) adapters 4 (M + 2 Q) D r
 
@@ -106,7 +107,7 @@ def sizes(config: TransformerConfig, rows: int, columns: int) -> Sizes:
     grid = rows // config.patch_size[1], columns // config.patch_size[2]
     room, latents = grid[0] * grid[1], config.num_videoref_latents
     reference = min(config.reference_bucket or latents * room, latents * room)
-    if config.reference_attention == "frame":
+    if config.reach is not None:
         reference = latents * -(-reference // latents)
     return Sizes(
         latents=config.num_video_latents,
@@ -147,11 +148,13 @@ def prefill(config: TransformerConfig, sizes: Sizes) -> Parts:
     """(1) to (4), (6), (8), (10) to (13): one pass of the reference stream."""
     c, d = config, config.dim
     tokens, rows = sizes.reference, c.audio_per_latent * sizes.reference_latents
-    apart = sizes.reference_latents if c.reference_attention == "frame" else 1
+    latents, seen = sizes.reference_latents, tokens
+    if c.reach is not None:
+        seen = tokens // latents * min(2 * c.reach + 1, latents)
     return Parts(
         embeddings=_embeddings(c, tokens, rows, c.videoref_audio_dim),
         projections=c.num_layers * 8 * tokens * d**2,
-        scores=c.num_layers * 4 * tokens * (tokens // apart) * d,
+        scores=c.num_layers * 4 * tokens * seen * d,
         text=c.num_layers * 4 * (tokens + c.text_len) * d**2,
         text_scores=c.num_layers * 4 * tokens * c.text_len * d,
         audio=c.num_layers * 4 * (tokens + rows) * d**2,

@@ -16,11 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from tavr_jax.errors import InputError
 from tavr_jax.models import rope, tokens
 from tavr_jax.models.attention import KERNELS
+from tavr_jax.models.attention_local import Nearby
+from tavr_jax.models.attention_sharded import KEPT, kept_axes
 from tavr_jax.models.blocks import Block, Main, Reference, Rope
 from tavr_jax.models.layers import (
     MLP,
@@ -34,6 +38,21 @@ from tavr_jax.models.layers import (
 from tavr_jax.parallel import sharding
 from tavr_jax.parallel.sharding import constrain
 from tavr_jax.types import Conditions
+
+BLOCK_INPUT = "block_input"
+# model.remat: what the backward pass does not compute again; None: nothing of a block.
+# The outputs of blocks cannot be offloaded by name, their inputs can.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(KEPT),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[KEPT],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +84,40 @@ class TransformerConfig:
     still_bucket: int
     reference_bucket: int
     reference_attention: str
+    reference_window: int
     attention: str
     dtype: str
-    remat: bool
+    remat: str
 
     def __post_init__(self):
         for field, known in (
             ("attention", KERNELS),
-            ("reference_attention", ("global", "frame")),
+            ("reference_attention", ("global", "frame", "window")),
+            ("remat", tuple(REMAT)),
         ):
             value = getattr(self, field)
             if value not in known:
                 raise InputError(
                     f"model.{field}: {value!r}: expected {' | '.join(known)}"
                 )
+        if self.reference_window < 0:
+            raise InputError(
+                f"model.reference_window: {self.reference_window}: expected 0 or more"
+            )
+
+    @property
+    def reach(self) -> int | None:
+        """Latents on either side that a reference token reads; None: all."""
+        windows = {"frame": 0, "window": self.reference_window}
+        return windows.get(self.reference_attention)
 
 
 class ReferenceCache(NamedTuple):
-    """Keys and values of the reference in every layer."""
+    """Keys and values of the reference in every layer.
+
+    B samples, or one for every group of them: the members of a group, next to each
+    other in the batch of the main stream, read the same.
+    """
 
     keys: Float[Array, "layers B M K d"]
     values: Float[Array, "layers B M K d"]
@@ -128,7 +163,24 @@ class Transformer(nnx.Module):
             return parts.x, (parts.keys, parts.values)
 
         _, (keys, values) = jax.lax.scan(self._remat(layer), x, layers)
-        return ReferenceCache(keys, values, context.valid)
+        cache = ReferenceCache(keys, values, context.valid)
+        places = self.cache_specs(len(context.valid))
+        return jax.tree.map(sharding.pin, cache, places)
+
+    def cache_specs(self, samples: int) -> ReferenceCache:
+        """Where a cache of `samples` lives on the mesh around us, as PartitionSpecs.
+
+        `prefill` leaves it there and every call reads it there: heads over (tensor,
+        context), or tokens over context where the heads do not divide (ring).
+        """
+        axes = kept_axes(self.config.num_heads)
+        batch = sharding.fitting((samples,), "B")[0]
+        keys, values, valid = ((batch, *sharding.spec(*x)[1:]) for x in axes)
+        return ReferenceCache(
+            PartitionSpec(None, *keys),
+            PartitionSpec(None, *values),
+            PartitionSpec(*valid),
+        )
 
     def __call__(
         self,
@@ -190,10 +242,11 @@ class Transformer(nnx.Module):
         patches = tokens.patchify(reference_input(conditions), c.patch_size)
         batch, slots, h, w, _ = patches.shape
         valid = conditions.reference_tokens.reshape(batch, slots, h * w)
-        runs, layout = sharding.shares("N"), None
-        if c.reference_attention == "frame":
+        runs, near = sharding.shares("N"), None
+        if c.reach is not None:
             room = -(-c.reference_bucket // c.num_videoref_latents)
             indices, valid, layout = tokens.pack_latents(valid, room, runs)
+            near = Nearby(layout, c.reach)
         else:
             valid = valid.reshape(batch, slots * h * w)
             indices, valid = tokens.pack(valid, c.reference_bucket, runs)
@@ -207,7 +260,7 @@ class Transformer(nnx.Module):
             text=constrain(self.text_embedding(conditions.null_text), "B", None, None),
             audio=self.reference_audio_tokens(conditions),
             audio_positions=jnp.tile(self.reference_audio_positions[...], (slots, 1)),
-            layout=layout,
+            near=near,
             audio_mask=(indices // (h * w))[:, :, None] == rows[None, None],
         )
         return self._embed(patches, indices), context
@@ -291,7 +344,14 @@ class Transformer(nnx.Module):
         return Rope(*rope.table(*place, head, times, grid, c.rope_spatial_stride))
 
     def _remat(self, layer):
-        return jax.checkpoint(layer, prevent_cse=False) if self.config.remat else layer
+        policy = REMAT[self.config.remat]
+        if policy is None:
+            return layer
+
+        def named(x, slices):
+            return layer(checkpoint_name(x, BLOCK_INPUT), slices)
+
+        return jax.checkpoint(named, prevent_cse=False, policy=policy)
 
 
 def main_input(

@@ -3,7 +3,9 @@
     data     whole copies of the parameters; the axis that may cross slow links
     fsdp     parameters and batch are both split over it
     context  the tokens of one sample are split over it
-    tensor   the heads of one layer are split over it
+    tensor   the heads of one layer are split over it. Optional, and only attention
+             gains: parameters and their moments are whole along it, and the products
+             with them are split only where XLA finds it; context splits them all
 
 All axes are Auto: XLA places what the tables in `sharding.py` leave open.
 """

@@ -8,6 +8,8 @@
     parameter   fsdp, context   every device holds 1/(fsdp context) of each large tensor
                                 and of its moments; gathered layer by layer. `data`
                                 keeps whole copies: its links may be slow
+    X           all             columns of a video, over what its batch leaves: the
+                                codec's devices send each other edges, nothing else
 
 A parameter is split along its largest axis that divides (the last of equals), so the
 table needs no names of layers and fits every network here. Vectors that no axis
@@ -29,6 +31,7 @@ RULES = {
     "K": ("tensor",),
     "heads": ("tensor", "context"),
     "parameter": ("fsdp", "context"),
+    "X": ("data", "fsdp", "context", "tensor"),
 }
 
 
@@ -54,7 +57,7 @@ def fitting(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
     fits = []
     for length, axis in zip(shape, axes, strict=True):
         kept = _places(axis)
-        while length % math.prod(sizes[place] for place in kept):
+        while length % math.prod(sizes.get(place, 1) for place in kept):
             kept = kept[:-1]
         fits.append(kept or None)
     return PartitionSpec(*fits)
@@ -75,6 +78,13 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - len(axes))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec(*axes), *rest))
+
+
+def pin(x: jax.Array, place: PartitionSpec) -> jax.Array:
+    """`constrain` to a whole PartitionSpec."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, place)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,8 +1,7 @@
 """Groups of rollouts, and what an algorithm does with them.
 
-A group is G rollouts of one sample. The reference is prefilled once per sample and
-shared by the members of its group: computed once, but each member of a device holds its
-keys and values, for attention reads them row by row.
+A group is G rollouts of one sample. The reference is prefilled once per sample, and its
+cache is held once: the network reads it for all members of the group.
 """
 
 import dataclasses
@@ -167,8 +166,7 @@ def group_velocity(
     """
 
     def prefill(members: Conditions) -> PyTree:
-        samples = jax.tree.map(lambda x: x[::group], members)
-        return _repeat_cache(network.prefill, samples, group)
+        return network.prefill(jax.tree.map(lambda x: x[::group], members))
 
     members = repeated(conditions, group)
     return guided(
@@ -178,22 +176,3 @@ def group_velocity(
         config.text_scale,
         config.audio_scale,
     )
-
-
-def _repeat_cache(
-    prefill: Callable[[Conditions], PyTree], samples: Conditions, group: int
-) -> PyTree:
-    """The cache of `samples`, its sample axis (wherever a leaf has it) repeated."""
-    cache = prefill(samples)
-    # A cache may stack layers in front; the sample axis is the one that grows.
-    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), samples)
-    double = jax.eval_shape(prefill, twice)
-
-    def repeat(leaf: Array, other: jax.ShapeDtypeStruct) -> Array:
-        grown = [i for i, n in enumerate(leaf.shape) if other.shape[i] != n]
-        if not grown:
-            return leaf
-        places = [None] * grown[0] + ["B"]
-        return constrain(jnp.repeat(leaf, group, axis=grown[0]), *places)
-
-    return jax.tree.map(repeat, cache, double)

@@ -7,8 +7,9 @@
                                progress  JSON: where the data iterator and the loop
                                          stand, and which data it is
 
-A step's folder appears under its name only when it is complete: it is written in the
-background, from a copy, while training goes on. Resuming a run
+A step is written in the background, from a copy, while training goes on. Its folder
+appears under its name only when it is complete; in a bucket, which cannot rename, it is
+complete when Orbax has put its mark there, the last of its files. Resuming a run
 (`Checkpoints.restore`: everything, exactly) and loading weights to start from
 (`load_params`) are different things.
 """
@@ -20,7 +21,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +34,9 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
+from tavr_jax import storage
 from tavr_jax.errors import InputError
+from tavr_jax.storage import Place
 from tavr_jax.training.state import TrainState
 from tavr_jax.types import PyTree
 
@@ -76,6 +78,7 @@ FIXED = (
 _FREE = ("policy.guard_window", "policy.guard_fall")  # of the sections above
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax is writing
 _ITEMS = ("params", "opt_state", "progress")
+_MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")  # the last one, of a bucket
 
 
 class Checkpoints:
@@ -90,7 +93,7 @@ class Checkpoints:
         InputError if the workdir holds checkpoints of another run (the first differing
         field is named) or of other data.
         """
-        self._workdir, self._config = Path(workdir).absolute(), config
+        self._workdir, self._config = storage.place(workdir), config
         self._folder, self._data = self._workdir / "checkpoints", data
         if jax.process_index() == 0 and self.latest() is not None:
             _check_same(self._workdir, read_config(self._workdir), config)
@@ -201,11 +204,17 @@ _copy = jax.jit(partial(jax.tree.map, jnp.copy))
 
 
 @contextlib.contextmanager
-def _told(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """What Orbax and TensorStore raise, as one line; a full disk has its own remedy."""
+def _told(path: Place, what: str, remedy: str) -> Iterator[None]:
+    """What Orbax and TensorStore raise, as one line; a full disk has its own remedy.
+
+    Not what keeps a bucket from being written to: it may pass, so it is no InputError,
+    after which launch.pod would start nothing again.
+    """
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if remedy is _PLACE and storage.is_bucket(path):
+            raise
         if any(sign in str(error) for sign in _FULL):
             remedy = _ROOM
         raise InputError(f"{path}: {what} ({_line(error)}); {remedy}") from error
@@ -213,7 +222,7 @@ def _told(path: Path, what: str, remedy: str) -> Iterator[None]:
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:
     """The config a run was started with. InputError if there is none."""
-    path = Path(workdir) / "config.json"
+    path = storage.place(workdir) / "config.json"
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -238,7 +247,7 @@ def load_params(
     are on disk, not as expected. InputError names the tensor that is missing, unknown
     or of another shape.
     """
-    path = Path(path).absolute()
+    path = storage.place(path)
     if not (path / "params").is_dir():
         steps = complete_steps(path / "checkpoints")
         if not steps:
@@ -256,7 +265,7 @@ def save_tree(path: str | os.PathLike, tree: PyTree) -> None:
 
     InputError: the folder cannot be written.
     """
-    path = Path(path).absolute()
+    path = storage.place(path)
     with (
         _told(path, "cannot be written", _PLACE),
         ocp.StandardCheckpointer() as checkpointer,
@@ -268,7 +277,7 @@ def load_tree(
     path: str | os.PathLike, abstract: PyTree, stored_dtypes: bool = False
 ) -> PyTree:
     """The tree of `save_tree`, checked name by name. See `load_params`."""
-    path = Path(path).absolute()
+    path = storage.place(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder of weights")
     device = SingleDeviceSharding(jax.local_devices()[0])
@@ -287,7 +296,7 @@ def load_tree(
         return handler.restore(path, args=ocp.args.StandardRestore(expected))
 
 
-def _check_shapes(path: Path, abstract: PyTree) -> dict[str, Any]:
+def _check_shapes(path: Place, abstract: PyTree) -> dict[str, Any]:
     """What is stored there, by name. InputError where names or shapes differ."""
     found = _by_name(ocp.StandardCheckpointHandler().metadata(path).tree)
     stored, expected = _shapes(found), _shapes(abstract)
@@ -317,46 +326,51 @@ def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def complete_steps(folder: Path) -> list[int]:
+def complete_steps(folder: Place) -> list[int]:
     """Steps whose folder has everything: a copied or killed one may not."""
     if not folder.is_dir():
         return []
+    marks = _MARKS if storage.is_bucket(folder) else _MARKS[:1]
     return [
         int(entry.name)
         for entry in folder.iterdir()
         if entry.name.isdecimal()
-        and (entry / "_CHECKPOINT_METADATA").is_file()
+        and all((entry / mark).is_file() for mark in marks)
         and all((entry / item).is_dir() for item in _ITEMS)
     ]
 
 
-def _claim(workdir: Path, config: ConfigDict) -> None:
+def _claim(workdir: Place, config: ConfigDict) -> None:
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n", "utf-8")
-        os.replace(partial, path)
+        storage.write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
     except OSError as error:
-        raise InputError(f"--workdir: {workdir}: {error.strerror}") from error
+        reason = error.strerror or _line(error)
+        raise InputError(f"--workdir: {workdir}: {reason}") from error
     _set_aside(workdir / "checkpoints")
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside(folder: Place) -> None:
     """Rename incomplete steps, which the run will write again, and remove what a killed
     run was writing: each is a whole state. Orbax would do that in the background, and
-    could meet the next run's own."""
+    could meet the next run's own. In a bucket both are the same, and are removed."""
     if not folder.is_dir():
         return
     complete = complete_steps(folder)
     for entry in list(folder.iterdir()):
         if _UNFINISHED in entry.name:
-            shutil.rmtree(entry)
-        elif entry.name.isdecimal() and int(entry.name) not in complete:
+            # A thread of a save that failed in this process may still write there.
+            shutil.rmtree(entry, ignore_errors=True)
+        elif not entry.name.isdecimal() or int(entry.name) in complete:
+            continue
+        elif storage.is_bucket(entry):
+            entry.rmtree()
+        else:
             entry.rename(entry.with_name(f"{entry.name}.incomplete.{os.getpid()}"))
 
 
-def _check_same(workdir: Path, stored: ConfigDict, config: ConfigDict) -> None:
+def _check_same(workdir: Place, stored: ConfigDict, config: ConfigDict) -> None:
     before, now = flat(stored.to_dict()), flat(_tuples(config.to_dict()))
     for name in sorted(before.keys() | now.keys()):
         fixed = any(name == f or name.startswith(f"{f}.") for f in FIXED)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from tavr_jax.errors import InputError
 from tavr_jax.parallel import sharding
 from tavr_jax.training.checkpoint import Checkpoints
+from tavr_jax.training.profile import Trace, memory_told
 from tavr_jax.training.report import Media, Report
 from tavr_jax.training.state import Step, TrainState, carried, sampling_params
 from tavr_jax.types import Metrics, PyTree
@@ -38,6 +39,8 @@ class LoopConfig:
     keep: int
     keep_every: int
     max_skipped: int
+    profile_from: int
+    profile_steps: int
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
@@ -46,7 +49,7 @@ class LoopConfig:
                 raise InputError(f"train.{name}: {value}: give at least {least}")
 
 
-_MAY_BE_ZERO = ("sample_every", "evaluate_every", "keep_every")
+_MAY_BE_ZERO = ("sample_every", "evaluate_every", "keep_every", "profile_from")
 
 
 @runtime_checkable
@@ -64,24 +67,28 @@ class Watch(Protocol):
         """Be where `get_state` was called."""
 
 
-def compiled(step: Step, seed: int, mesh: Mesh, shardings: TrainState) -> Update:
-    """The step under jit on the mesh, its state donated.
+def program(seed: int, mesh: Mesh, shardings: TrainState) -> Callable:
+    """The jitted function (`state.carried` step, state, batch) -> (state, metrics).
 
-    The key of a step is fold_in(key(seed), state.step): nothing random is stored.
-    Frozen weights of `step` (leaves of a Partial) stay where they are.
+    The key of a step is fold_in(key(seed), state.step): nothing random is stored. The
+    state is donated; frozen weights, leaves of the step, stay where they are.
     """
-    frozen = carried(step)
 
     def keyed(frozen, state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         return frozen(state, batch, key)
 
-    jitted = jax.jit(
+    return jax.jit(
         keyed,
         donate_argnums=1,
         in_shardings=(None, shardings, None),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
+
+
+def compiled(step: Step, seed: int, mesh: Mesh, shardings: TrainState) -> Update:
+    """`program` of a step, run on the mesh."""
+    frozen, jitted = carried(step), program(seed, mesh, shardings)
 
     def update(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
@@ -112,7 +119,8 @@ def run(
     A run that is asked to stop (SIGTERM, Ctrl-C), or stopped by `watch`, writes a
     checkpoint and returns a state with fewer steps; what `watch` stopped goes on only
     without one. Scores that a killed run still owed of the step it saved are made up
-    for. InputError when updates stay non-finite, or the disk is full.
+    for. InputError when updates stay non-finite, the disk is full or the memory of a
+    device is; then profile.py.
     """
     # Where to start, in this order: (1) the newest complete checkpoint of the workdir,
     # (2) what `create` makes: weights of init_from, or seeded ones.
@@ -123,9 +131,12 @@ def run(
     window = _Window(config.max_skipped, report, watch)
     stopped = window.restore(notes) if notes else None
     end = done if stopped else config.steps
+    trace = Trace(config.profile_from, config.profile_steps, report)
     with (
+        memory_told(report.place),
         _stop_requests() as stop_asked,
         contextlib.closing(report),
+        contextlib.closing(trace),
         contextlib.closing(checkpoints),
     ):
         due = done == end or _due(done, config.evaluate_every)
@@ -134,7 +145,9 @@ def run(
             report.held_out(done, on_evaluate(sampling_params(state), done))
             report.pause(since)
         for step in range(done + 1, end + 1):
-            state, metrics = update(state, place(next(batches)))
+            with trace.step(step):
+                state, metrics = update(state, place(next(batches)))
+            trace.done(step, metrics)
             stopped = window.add(step, metrics)
             if step == done + 1:
                 jax.block_until_ready(metrics)
@@ -155,6 +168,7 @@ def run(
             # time left, and a broken evaluation should cost no steps.
             if saves:
                 window.check()
+                report.publish()
                 checkpoints.save(state, batches, window.notes(stopped))
             if samples:
                 report.media(step, on_sample(sampling_params(state), step))

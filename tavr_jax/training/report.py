@@ -9,6 +9,10 @@ out. Of W, the work of a step, over n steps in t seconds:
 metrics.jsonl has a line of means every train.log_every steps, and a line of the scores
 of held-out pairs, under "held_out/...", after every evaluation.
 
+A bucket cannot append to a file. There everything lies in a folder of this machine, and
+`publish` copies what has changed: before a checkpoint is written, after samples and
+scores, at the end. A killed run loses only lines that the resumed one writes again.
+
 TensorBoard files are written without TensorFlow. A video is an animated GIF, which
 TensorBoard plays in its image tab; its sound is in the audio tab under the same name.
 Only the first process writes.
@@ -16,7 +20,7 @@ Only the first process writes.
 
 import json
 import math
-import os
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +35,8 @@ from numpy import ndarray
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
+from tavr_jax import storage
+from tavr_jax.storage import Place
 from tavr_jax.types import PyTree
 
 
@@ -67,10 +73,19 @@ class Work(NamedTuple):
 
 
 class Report:
-    """Everything one run writes but its checkpoints."""
+    """Everything one run writes but its checkpoints.
 
-    def __init__(self, workdir: Path, stage: str, steps: int, work: Work | None):
-        self.workdir = Path(workdir)
+    `place` is its workdir, `workdir` the folder of this machine where files are
+    written: the same, unless the workdir is in a bucket.
+    """
+
+    def __init__(self, workdir: Place, stage: str, steps: int, work: Work | None):
+        self.place = storage.place(workdir)
+        self._remote = storage.is_bucket(self.place)
+        if self._remote:
+            self._folder = tempfile.TemporaryDirectory(prefix="tavr_")
+        self.workdir = Path(self._folder.name) if self._remote else self.place
+        self._published: dict[Path, tuple[int, int]] = {}
         self._stage, self._steps, self._work = stage, steps, work
         self._writes = jax.process_index() == 0
         self._board = self._lines = None
@@ -91,6 +106,8 @@ class Report:
         )
         (self.workdir / "parameters.txt").write_text(overview + "\n")
         path = self.workdir / "metrics.jsonl"
+        if self._remote and (before := self.place / path.name).exists():
+            path.write_text(before.read_text())
         _truncate(path, step)
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
@@ -125,6 +142,7 @@ class Report:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.say(f"step {step}/{self._steps}  held out  {shown}")
         self._log(step, {f"{_HELD_OUT}{name}": v for name, v in values.items()})
+        self.publish()
 
     def has_held_out(self, step: int) -> bool:
         """Are the scores of `step` in metrics.jsonl? Every process has to ask; the one
@@ -168,12 +186,26 @@ class Report:
                 case Sound(wave, sample_rate):
                     self._board.add_audio(name, wave[:, None], step, sample_rate)
         self._board.flush()
+        self.publish()
+
+    def publish(self) -> None:
+        """Copy to the bucket what has changed since; a folder needs none of it."""
+        if not (self._remote and self._writes):
+            return
+        for path in sorted(self.workdir.rglob("*")):
+            state = (path.stat().st_size, path.stat().st_mtime_ns)
+            if path.is_dir() or self._published.get(path) == state:
+                continue
+            copy = self.place / path.relative_to(self.workdir).as_posix()
+            copy.write_bytes(path.read_bytes())
+            self._published[path] = state
 
     def close(self) -> None:
         """Flush and close the files."""
         if self._lines:
             self._lines.close()
             self._board.close()
+        self.publish()
 
     def _picture(self, name: str, size: tuple, encoded: bytes, step: int) -> None:
         # add_image would need Pillow and add_video moviepy and ffmpeg; the file writer
@@ -250,9 +282,7 @@ def _truncate(path: Path, step: int) -> None:
             continue  # the line that a killed process was writing
         if written <= step:
             kept.append(line)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
+    storage.write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,241 @@
+"""Generation on a mesh: the numbers of one device, a reference read once a video.
+
+More layouts: pytest -m slow tests/test_generate_sharded.py
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_context import gathered
+from test_generate import _request
+
+from configs import cross_scene
+from launch import bench_generate
+from tavr_jax.diffusion import chunks, guidance, schedule
+from tavr_jax.diffusion.sampler import unipc_sample
+from tavr_jax.evaluation import generate, unfinished
+from tavr_jax.models.transformer import Transformer, TransformerConfig
+from tavr_jax.parallel import sharding
+from tavr_jax.parallel.mesh import MeshConfig, make_mesh
+
+CONFIG = cross_scene.get_config("tiny")
+SETTINGS = generate.SamplerConfig(
+    steps=3,
+    shift=5.0,
+    text_scale=2.0,
+    audio_scale=1.5,
+    start_use_videoref_step=1,
+    round_bf16=False,
+    branches="auto",
+)
+PLAN = chunks.plan(29, CONFIG.model.num_video_latents, 2, 4)  # two chunks
+KEY = jax.random.key(0)
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@functools.cache
+def network(**fields):
+    """A graph and weights of any size but zero: a fresh head answers 0 to all."""
+    config = TransformerConfig(**(CONFIG.model.to_dict() | {"num_heads": 4} | fields))
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    graph, shapes = nnx.split(model, nnx.Param)
+    rng = np.random.default_rng(0)
+    draw = lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32)  # noqa: E731
+    return graph, jax.tree.map(draw, shapes)
+
+
+def mesh_of(shape):
+    return make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+
+
+def made(shape, **fields):
+    """(sampler, weights where they belong)."""
+    mesh, (graph, weights) = mesh_of(shape), network()
+    settings = dataclasses.replace(SETTINGS, **fields)
+    weights = jax.device_put(weights, sharding.parameters(mesh, weights))
+    return generate.sampler(graph, settings, mesh), weights
+
+
+def video(shape, **fields) -> np.ndarray:
+    """Latents of both chunks."""
+    sample, weights = made(shape, **fields)
+    return np.asarray(generate.latents(sample, weights, _request(CONFIG), PLAN, KEY))
+
+
+@functools.cache
+def alone() -> np.ndarray:
+    return video((1, 1, 1, 1))
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "branches"),
+    [
+        ((1, 1, 1, 1), "batched"),
+        ((1, 2, 4, 1), "auto"),  # three branches on two halves: one is a copy
+        slow((4, 1, 2, 1), "auto"),
+        slow((2, 1, 4, 1), "auto"),
+        slow((1, 2, 4, 1), "one_by_one"),  # the one sample is on both halves
+        slow((1, 1, 8, 1), "auto"),  # ring
+        slow((8, 1, 1, 1), "auto"),
+        slow((1, 2, 2, 2), "auto"),
+    ],
+)
+def test_devices_make_the_video_of_one_device(shape, branches):
+    close(video(shape, branches=branches), alone())
+
+
+def told():
+    """Conditions of the first chunk, its noise and the negative text."""
+    request = _request(CONFIG)
+    first = generate.first_conditions(request, PLAN.motion)
+    first = first._replace(audio=first.audio[:, :17])
+    noise = chunks.draw_noise(KEY, 0, PLAN.size, (1, 4, 4, 16))
+    return noise, first, jnp.asarray(request.negative_text)[None]
+
+
+def test_a_reference_read_in_a_program_of_its_own_changes_no_bit():
+    """One by one, against prefills inside the program, as the formula has them."""
+    (sample, weights), (graph, _) = made((1, 1, 1, 1)), network()
+    noise, conditions, negative = told()
+    grid = schedule.unipc(SETTINGS.steps, SETTINGS.shift)
+
+    @jax.jit
+    def whole(weights, noise, conditions, negative):
+        model = nnx.merge(graph, weights)
+        net = guidance.Network(model.prefill, model)
+        scales = SETTINGS.text_scale, SETTINGS.audio_scale
+        hidden, shown = (
+            guidance.guided(net, c, negative, *scales)
+            for c in (guidance.without_reference(conditions), conditions)
+        )
+        velocity = guidance.switched(hidden, shown, 1)
+        return unipc_sample(velocity, noise, grid, round_bf16=False)
+
+    expected = np.asarray(whole(weights, noise, conditions, negative))
+    found = sample(weights, noise, conditions, negative)
+    np.testing.assert_array_equal(found, expected)
+    assert noise.is_deleted()  # its memory is the latents'
+
+
+def test_a_video_reads_its_reference_once_and_a_finished_one_never(tmp_path):
+    sample, weights = made((1, 1, 1, 1))
+    calls = []
+
+    def prefill(*arguments):
+        calls.append(1)
+        return sample.prefill(*arguments)
+
+    counting, request = sample._replace(prefill=prefill), _request(CONFIG)
+    kept = unfinished.Unfinished(tmp_path / "kept", {})
+    asked = counting, weights, request, PLAN, KEY, kept
+    first = [np.asarray(piece) for piece in generate.pieces(*asked)]
+    assert len(PLAN.spans) == 2 and len(calls) == 1
+    again = [np.asarray(piece) for piece in generate.pieces(*asked)]
+    assert len(calls) == 1
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4, 1), slow((4, 1, 2, 1))])
+def test_no_tokens_are_gathered_and_the_cache_is_held_by_heads(shape, capfd):
+    """Weights are, and the latents: the streams of tokens are larger than both."""
+    grid, width, slots = 32, 128, 6
+    graph, weights = network(dim=width, ffn_dim=64, num_videoref_latents=slots)
+    mesh, (noise, first, negative) = mesh_of(shape), wide_request(grid, slots)
+    weights = sharding.abstract(mesh, weights)
+    compiled = generate.programs(graph, SETTINGS, mesh, 1)
+    with jax.set_mesh(mesh):
+        prefill = compiled.prefill.lower(weights, first).compile()
+        cache = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            jax.eval_shape(compiled.prefill, weights, first),
+            prefill.output_shardings,
+        )
+        arguments = weights, noise, first, negative, cache
+        denoise = compiled.denoise.lower(*arguments).compile()
+    _, rows, tokens, heads, _ = cache.keys.shape
+    rows //= shape[0] * shape[1]
+    held = cache.keys.sharding.shard_shape(cache.keys.shape)
+    assert held[1:4] == (rows, tokens, heads // shape[2])
+    assert denoise.input_shardings[0][4].keys == cache.keys.sharding
+    for program in (prefill, denoise):
+        text = program.as_text()
+        large = [line for n, line in gathered(text) if n >= rows * tokens * width]
+        assert not large, large
+        assert "all-to-all" in text
+    assert "nvoluntary" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("read", "shape"), [("frame", (1, 1, 1, 1)), slow("global", (1, 2, 4, 1))]
+)
+def test_a_cache_holds_the_valid_tokens_and_little_more(read, shape, monkeypatch):
+    monkeypatch.setattr(generate, "PLACES", 4)  # and not 8
+    graph, weights = network(reference_attention=read)
+    mesh, (noise, first, negative) = mesh_of(shape), told()
+    first = first._replace(
+        reference_tokens=jnp.arange(8).reshape(1, 2, 2, 2) % 3 == 1  # three of eight
+    )
+    weights = jax.device_put(weights, sharding.parameters(mesh, weights))
+    sample = generate.sampler(graph, SETTINGS, mesh)
+    cache = sample.prefill(weights, first)
+    short = generate.shortened(cache, 3)
+    for before, after in zip(*map(jax.tree.leaves, (cache, short)), strict=True):
+        axis = 2 if before.ndim == 5 else 1
+        assert (before.shape[axis], after.shape[axis]) == (8, 4)
+        assert after.sharding == before.sharding
+    assert generate.shortened(cache, 5) is cache
+    other = sample.prefill(weights, first._replace(reference=2 * first.reference))
+    rest = weights, np.asarray(noise), first, negative
+    found, expected, not_so = (
+        np.asarray(sample.denoise(*rest, c))
+        for c in (short, cache, generate.shortened(other, 3))
+    )
+    close(found, expected)
+    assert np.abs(found - not_so).max() > 1e-3
+
+
+@pytest.mark.parametrize("whole", [8, 432, 8400, 20160])
+def test_rooms_are_few_and_large_enough(whole):
+    rooms = [generate.room(valid, whole) for valid in range(whole + 1)]
+    assert all(valid <= places <= whole for valid, places in enumerate(rooms))
+    assert len(set(rooms)) <= generate.ROOMS
+    assert all(n == whole or n % generate.PLACES == 0 for n in rooms)
+    assert rooms[whole // 3] <= max(whole // 2, generate.PLACES)
+
+
+def test_a_step_costs_less_than_the_release_s_the_fewer_tokens_are_valid():
+    official = cross_scene.get_config("tavr_14b")
+    few, most = (bench_generate.against_release(official, n) for n in (0.35, 1.0))
+    assert few < most < 1
+    few, most = (bench_generate.longer(official, n) for n in (0.35, 1.0))
+    assert 1 < few < bench_generate.GOALS["longer"] < most
+
+
+def wide_request(grid: int, slots: int):
+    """`told` with as many reference tokens as there are in the main stream."""
+    _, first, negative = told()
+
+    def wide(count: int):
+        return jnp.zeros((1, count, grid, grid, 16))
+
+    half = grid // 2
+    rows = jnp.zeros((1, 4 * slots, first.reference_audio.shape[-1]))
+    first = first._replace(
+        still=wide(1),
+        motion=wide(PLAN.motion),
+        reference=wide(slots),
+        still_tokens=jnp.ones((1, half, half), bool),
+        reference_tokens=jnp.ones((1, slots, half, half), bool),
+        reference_audio=rows,
+    )
+    return wide(PLAN.size), first, negative
