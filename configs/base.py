@@ -66,16 +66,19 @@ def model() -> ConfigDict:
     c.num_video_latents = 21  # T: a chunk is 4(T-1)+1 = 81 frames
     c.num_ref = 1  # ref-row slots
     c.num_videoref_latents = 5  # R: 20 reference frames
-    c.still_bucket = 0  # static room for packed ref-row tokens; 0 = all h*w
-    c.reference_bucket = 0  # M, static room for packed reference tokens; 0 = all
+    # static room in training for packed tokens of the ref row (0 = all h*w) and of the
+    # reference (M; 0 = all); generating has room for all
+    c.still_bucket = 0
+    c.reference_bucket = 0
     # what reference tokens read of each other: global (official) | frame: those of
     # their own latent | window: those of reference_window latents on either side too.
     # With the last two a longer reference costs as much more as it is longer, not the
-    # square (Avatar V's idea; ours), and a latent has reference_bucket / R places
+    # square (Avatar V's idea; ours), but for its sound, whose scores are few and dense;
+    # a latent has reference_bucket / R places
     c.reference_attention = "global"
     c.reference_window = 1
     # kernel of softmax attention: auto (by the devices) | chunked (any device) |
-    # splash (TPU; interpreted elsewhere, slowly) | cudnn (GPU, 16-bit dtype)
+    # splash (TPU; interpreted on a CPU, slowly) | cudnn (GPU, 16-bit dtype)
     c.attention = "auto"
     c.dtype = "bfloat16"  # of matrix products; the residual stream is float32
     # What the backward pass computes again of a block: none | full: all of it |

@@ -29,6 +29,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.proto import tf_example_pb2
 
+from tavr_jax import storage
 from tavr_jax.errors import InputError
 
 VERSION = "2.0.0"
@@ -198,6 +199,8 @@ def read_index(root: Path) -> list[Row]:
             for line in lines
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if storage.may_pass(error):
+            raise
         raise InputError(
             f"{root / INDEX}: cannot be read ({error}); run launch.prepare_data again"
         ) from error
@@ -218,6 +221,8 @@ def read_summary(root: Path) -> dict[str, Any]:
             f"launch.prepare_data --source FOLDER --output {root}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if storage.may_pass(error):
+            raise
         raise InputError(
             f"{path}: cannot be read ({error}); run launch.prepare_data again"
         ) from error
@@ -288,6 +293,8 @@ def open_records(root: Path, name: str, split: str) -> Records:
         source = builder.as_data_source(split).data_source
         return Records(source, builder.info.features)
     except (OSError, ValueError) as error:
+        if storage.may_pass(error):
+            raise
         line = " ".join(str(error).split())
         raise InputError(
             f"{folder}: cannot be opened ({line}); run launch.prepare_data again"

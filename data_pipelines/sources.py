@@ -115,6 +115,8 @@ class Source:
             with path.open("rb") as file:
                 return np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
+            if storage.may_pass(error):
+                raise
             raise InputError(
                 f"{path}: cannot be read ({error}); run launch.prepare_data again"
             ) from error

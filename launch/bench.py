@@ -5,11 +5,13 @@
         --compare OLD --slack 1.1
 
 A bench is a file launch/bench_NAME.py with flags of its own, a docstring that says what
-is measured, and `main()`, which prints and may return rows (launch/bench_rows.py). The
-parts of the model are one file, bench_model.py; NAME,NAME runs several of them.
+is measured, and `main()`, which returns rows (launch/bench_rows.py) or, annotated as
+-> None, only prints. The parts of the model are one file, bench_model.py; NAME,NAME
+runs several of them.
 
 --json FILE writes the rows; --compare FILE prints new / old for every row of an older
-file, and the exit code is 1 where one costs more than --slack times as much.
+file, and the exit code is 1 where one costs more than --slack times as much or no
+longer fits into memory, 2 where the files have no row in common.
 """
 
 import importlib
@@ -56,15 +58,19 @@ def _run(bench) -> None:
     old = COMPARE.value and bench_rows.read(Path(COMPARE.value))
     if JSON.value and not Path(JSON.value).parent.is_dir():
         raise InputError(f"--json: {JSON.value}: no such folder")
-    rows = bench.main()
-    if not rows and (old or JSON.value):
+    if bench.main.__annotations__["return"] is None and (old or JSON.value):
         raise InputError("flags: this bench only prints; leave out --json, --compare")
-    new = bench_rows.report(rows or [])
+    new = bench_rows.report(bench.main() or [])
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(new, indent=1) + "\n", "utf-8")
     if old:
         table, slower = bench_rows.compare(old, new, SLACK.value)
         print(table)
+        if not bench_rows.common(old, new):
+            raise InputError(
+                f"--compare: {COMPARE.value}: has none of these rows; a row's name has "
+                "its sizes in it, so give the flags of that run"
+            )
         sys.exit(1 if slower else 0)
 
 

@@ -126,7 +126,7 @@ def _sizes(config: ConfigDict, latents: int) -> tuple[TransformerConfig, flops.S
 
 def _shortened(sizes: flops.Sizes, share: float) -> flops.Sizes:
     valid = round(share * sizes.reference)
-    return sizes._replace(reference=generate.room(valid, sizes.reference))
+    return sizes._replace(reference=generate.room(valid, sizes.reference, 1))
 
 
 def _drawn(config: ConfigDict):

@@ -65,7 +65,15 @@ class Problem(NamedTuple):
 
 
 def make(config: ConfigDict, tokens: int, layers: int, samples: int) -> Problem:
-    """Of about `tokens` main tokens; 0: the config's bucket. `layers` 0: its own."""
+    """Of about `tokens` main tokens; 0: the config's bucket. `layers` 0: its own.
+
+    InputError: another attention of the reference than global.
+    """
+    if config.model.reference_attention != "global":
+        raise InputError(
+            f"model.reference_attention: {config.model.reference_attention}: the "
+            "benches, and PyTorch's side of them, know global alone"
+        )
     config = config.copy_and_resolve_references()
     config.unlock()
     model = config.model

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from launch.provenance import nobodys
 from tavr_jax.errors import InputError
 
 SCHEMA = 1
@@ -103,7 +104,7 @@ def report(found: Sequence[Row | LeftOut]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [nobodys(word) for word in sys.argv],
         "machine": machine(),
         "versions": versions(),
         "rows": [
@@ -159,7 +160,8 @@ def compare(old: dict[str, Any], new: dict[str, Any], slack: float) -> tuple[str
 
     Judged is cost x matmul peak where both runs measured one, so that neither another
     load nor another clock counts; else the cost itself. A row that only one of them
-    has is named and not judged.
+    has is named and not judged, but what the older one had and memory no longer holds
+    counts as slower.
     """
     before = {row["name"]: row for row in old["rows"]}
     after = {row["name"]: row for row in new["rows"]}
@@ -174,10 +176,30 @@ def compare(old: dict[str, Any], new: dict[str, Any], slack: float) -> tuple[str
         mark = f"SLOWER than {slack:g}" if worse else ""
         told.append(f"{plain:10.2f}  {judged:6.2f}  {name} {mark}".rstrip())
     told += [f"{'':>10}  gone    {name}" for name in before if name not in after]
+    for name, why in _lost(old, new).items():
+        told.append(f"{'':>10}  LOST    {name}: {why}")
+        slower = True
     for fact in ("cpu", "device"):
         if old["machine"].get(fact) != new["machine"].get(fact):
             told.append(f"not the same {fact}: {old['machine'].get(fact)} before")
     return "\n".join(told), slower
+
+
+def common(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
+    """What of an older run is in a new one: rows, and parts that were left out."""
+    names, now = ({row["name"] for row in run["rows"]} for run in (old, new))
+    return names & now | set(_lost(old, new))
+
+
+def _lost(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """What was measured once and is left out now, and why. The name of what is left out
+    is how the names of its rows begin."""
+    names = [row["name"] for row in old["rows"]]
+    return {
+        part["name"]: part["why"]
+        for part in new["left_out"]
+        if any(name.startswith(f"{part['name']} ") for name in names)
+    }
 
 
 def _change(old: dict, new: dict) -> tuple[float, float]:

@@ -71,7 +71,9 @@ def main() -> list[Row | LeftOut]:
     for make in (_encode, _decode):
         name = make.__name__.removeprefix("_")
         case = functools.partial(make, codec, torch)
-        found.append(attempt(name, lambda c=case: measure(c(), "float32", way)))
+        found.append(
+            attempt(f"vae {name}", lambda c=case: measure(c(), "float32", way))
+        )
         print("\n".join(lines(found[-1])), flush=True)
         jax.clear_caches()
     return found

@@ -25,6 +25,7 @@ a TPU nobody has tried. Nothing in it is pickled.
 import json
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 # Read when JAX and libtpu are loaded: no TPU is looked for.
@@ -43,7 +44,14 @@ os.environ.update(
 from absl import flags
 from ml_collections import ConfigDict
 
-from launch import cli, plan_compile, plan_layouts, plan_program, plan_text
+from launch import (
+    cli,
+    plan_compile,
+    plan_layouts,
+    plan_program,
+    plan_text,
+    provenance,
+)
 from launch.pod_topology import parse
 from tavr_jax.errors import InputError
 from tavr_jax.parallel.chips import CHIPS
@@ -59,6 +67,8 @@ OUTPUT = flags.DEFINE_string("output", "", "JSON file to write.")
 SAVE = flags.DEFINE_string("save", "", "Compilation cache to fill.")
 XLA = flags.DEFINE_string("xla", "", "Compiler options, NAME=VALUE,NAME=VALUE.")
 
+_SMALLER = "lower output.decode_latents, or have more devices for the other weights"
+
 
 def main() -> None:
     """Flags in, tables out; exit code 1 where something does not fit."""
@@ -71,6 +81,9 @@ def main() -> None:
             f"--topology={place.topology}: only TPUs have a compiler that runs without "
             "them; expected for example v6e:16x16"
         )
+    if OUTPUT.value and not Path(OUTPUT.value).parent.is_dir():
+        raise InputError(f"--output: {OUTPUT.value}: no such folder")
+    _options()  # refused now, not after minutes
     _check_compiler()
     plan_compile.keep(Path(SAVE.value) if SAVE.value else None)
     plans = _search(place) if SEARCH.value else [_plan(CONFIG.value, place)]
@@ -92,6 +105,7 @@ def _plan(config: ConfigDict, place: plan_layouts.Place) -> dict:
     axes = {axis: int(size) for axis, size in mesh.shape.items()}
     kind = mesh.devices.flat[0].device_kind
     found = {
+        "versions": {name: metadata.version(name) for name in ("jax", "libtpu")},
         "config": config.name,
         "stage": config.stage,
         "job": JOB.value,
@@ -102,7 +116,9 @@ def _plan(config: ConfigDict, place: plan_layouts.Place) -> dict:
         "device_kind": kind,
         "mesh": axes,
         "batch_size": config.data.batch_size,
-        "command": " ".join(["python -m launch.plan", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python -m launch.plan", *map(provenance.nobodys, sys.argv[1:])]
+        ),
         "programs": [],
     }
     along = " x ".join(f"{axis} {size}" for axis, size in axes.items())
@@ -110,13 +126,15 @@ def _plan(config: ConfigDict, place: plan_layouts.Place) -> dict:
     for program in plan_compile.plan(config, JOB.value, mesh, _options()):
         found["programs"].append(program)
         print(f"\n{plan_text.table(program, found['chips'])}", flush=True)
-        if not program["fits"]:
+        if not program["fits"] and program["program"] == "decoder":
+            print(_SMALLER)
+        elif not program["fits"]:
             near = plan_layouts.nearest(
                 config,
                 JOB.value,
                 place,
                 CHIPS[kind].memory,
-                program["hbm"]["total"] - program["hbm"]["arguments"],
+                program["hbm"]["outputs"] + program["hbm"]["temporaries"],
             )
             found["nearest"] = near.flags() if near else ""
             print(_nearest_line(near))
@@ -149,9 +167,9 @@ def _rank(plan: dict) -> tuple:
 
 
 def _rank_line(plan: dict) -> str:
-    fits, step, most = _rank(plan)
+    fails, step, most = _rank(plan)
     along = " ".join(f"--config.parallel.{a}={n}" for a, n in plan["mesh"].items())
-    verdict = "does not fit" if fits else f"at best {plan_text.seconds(step)}"
+    verdict = "does not fit" if fails else f"at best {plan_text.seconds(step)}"
     return f"  {plan_text.gib(most):>10}  {verdict:<20}{along}"
 
 
@@ -167,7 +185,10 @@ def _nearest_line(near: plan_layouts.Change | None) -> str:
 def _options() -> dict[str, str | float]:
     pairs = [pair.partition("=") for pair in XLA.value.split(",") if pair]
     numbers = ("exec_time_optimization_effort", "memory_fitting_effort")
-    return {n: float(v) if n in numbers else v for n, _, v in pairs}
+    try:
+        return {n: float(v) if n in numbers else v for n, _, v in pairs}
+    except ValueError as error:
+        raise InputError(f"--xla: {error}; expected NAME=VALUE,NAME=VALUE") from error
 
 
 def _check_compiler() -> None:

@@ -189,12 +189,15 @@ def _memory(
         hbm["outputs"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
         hbm["temporaries"] = stats.temp_size_in_bytes
         hbm["host"] = stats.host_temp_size_in_bytes
-    hbm["total"] = hbm["arguments"] + hbm["outputs"] + hbm["temporaries"]
     wanted = re.search(r"\(([\d.]+)([KMGT])\) exceeds", error)
     if wanted and not buffers:
         power = "KMGT".index(wanted[2]) + 1
-        hbm["total"] = int(float(wanted[1]) * 1024**power)
-    return {"fits": compiled is not None, "error": error, "hbm": hbm}
+        hbm["temporaries"] = int(float(wanted[1]) * 1024**power)
+    hbm["beside"] = device_bytes(program.beside)
+    parts_of_all = ("arguments", "outputs", "temporaries", "beside")
+    hbm["total"] = sum(hbm[name] for name in parts_of_all)
+    fits = compiled is not None and hbm["total"] <= limit
+    return {"fits": fits, "error": error, "hbm": hbm}
 
 
 def _speed(
@@ -228,6 +231,7 @@ def _speed(
     return {
         "collectives": kinds,
         "loops_of_unknown_length": hlo.unbounded,
+        "computations_not_reached": hlo.unreached,
         "tokens": effort.tokens,
         "flops": effort.flops,
         "flops_executed": effort.executed,

@@ -2,7 +2,7 @@
 
 XLA's own counts take the body of a loop once; `Program.times` says how often each
 computation runs. How often a loop runs is what XLA noted, or the bound that its
-condition compares with: loops of jax.lax.scan count from 0 by 1. A loop that has
+condition compares with, over what a turn adds: loops count from 0. A loop that has
 neither counts once, and every branch of a conditional counts.
 """
 
@@ -13,8 +13,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 
+_COUNTERS = ("s32", "u32")  # the latter in products that XLA spreads over turns
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
+_BEGIN = re.compile(r"  (ROOT )?%?[\w.\-]+ = ")
+_END = re.compile(r"\}($|, execution_thread=)")
 _CALLED = re.compile(
     r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
@@ -61,6 +64,29 @@ class Program:
         """Loops whose length is not known, and which count once."""
         return self._walk()[1]
 
+    @cached_property
+    def unreached(self) -> int:
+        """Computations that nothing seems to call: more than 0 is text that was not
+        understood, and what is counted is then too little."""
+        return sum(name not in self.times for name in self.computations)
+
+    @cached_property
+    def fused(self) -> set[str]:
+        """Computations whose instructions do not touch memory one by one."""
+        inside: set[str] = set()
+        for block in self.computations.values():
+            for one in block.values():
+                applied = "to_apply=" in one.rest and one.opcode != "call"
+                if one.opcode in ("fusion", "fusion-start") or applied:
+                    inside |= set(called(one))
+        todo = list(inside)
+        while todo:
+            for one in self.computations.get(todo.pop(), {}).values():
+                more = set(called(one)) - inside
+                inside |= more
+                todo += more
+        return inside
+
     def find(self, name: str) -> Instruction | None:
         """The instruction of this name, in any computation."""
         return self._by_name.get(name)
@@ -98,9 +124,31 @@ class Program:
             if one.opcode == "compare" and "direction=LT" in one.rest:
                 bounds = [block[o] for o in one.operands if o in block]
                 for bound in bounds:
-                    if bound.opcode == "constant" and bound.shape.startswith("s32"):
-                        return int(bound.rest.partition(")")[0])
+                    if bound.opcode == "constant" and bound.shape[:3] in _COUNTERS:
+                        return -(-_value(bound) // self._step(loop, block, one))
         return None
+
+    def _step(
+        self, loop: Instruction, condition: dict[str, Instruction], test: Instruction
+    ) -> int:
+        """What a turn adds to the counter that `test` compares; 1 where that is not an
+        addition of a constant."""
+        name = _attribute(loop, "body")
+        body = self.computations.get(name, {})
+        root = body.get(self.roots.get(name, ""))
+        for counter in (condition[o] for o in test.operands if o in condition):
+            place = _attribute(counter, "index")
+            if place and root and root.opcode == "tuple":
+                added = body.get(root.operands[int(place)])
+                given = added.operands if added and added.opcode == "add" else ()
+                for part in (body[o] for o in given if o in body):
+                    if part.opcode == "constant":
+                        return max(1, _value(part))
+        return 1
+
+
+def _value(constant: Instruction) -> int:
+    return int(constant.rest.partition(")")[0])
 
 
 def op_name(one: Instruction) -> str:
@@ -115,19 +163,23 @@ def shape_bytes(shape: str) -> int:
 
 
 def _blocks(text: str) -> Iterator[tuple[str, bool, list[str]]]:
-    """(name, whether it is the entry, lines) of every computation."""
+    """(name, whether it is the entry, instructions) of every computation. What a
+    kernel says of itself is printed over several lines, and one of them begins with
+    the bracket that ends computations."""
     name, entry, lines = "", False, []
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY")) and line.rstrip().endswith("{"):
             entry = line.startswith("ENTRY")
             name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line)[1]
             lines = []
-        elif line.startswith("}"):
+        elif _END.match(line):
             if name:
                 yield name, entry, lines
             name = ""
-        elif name:
+        elif name and _BEGIN.match(line):
             lines.append(line)
+        elif name and lines:
+            lines[-1] += line
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -161,7 +213,10 @@ def _attribute(one: Instruction, name: str) -> str:
 
 
 def called(one: Instruction) -> list[str]:
-    """Computations that it calls; of a loop, none: `times` knows them."""
+    """Computations that it calls; of a loop, none: `times` knows them. What runs
+    beside others is called by the half that starts it."""
+    if one.opcode.endswith(("-update", "-done")):
+        return []
     listed = re.search(r"branch_computations=\{([^}]*)\}", one.rest)
     branches = re.findall(r"%?([\w.\-]+)", listed[1]) if listed else []
     return _CALLED.findall(one.rest) + branches
@@ -177,6 +232,6 @@ def array_bytes(kind: str, dims: str) -> int:
     bits = _BITS.get(kind)
     if bits is None:
         number = re.search(r"\d+", kind)
-        bits = int(number[0]) * (2 if kind[0] == "c" else 1) if number else 0
+        bits = int(number[0]) if number else 0
     dims = [int(n) for n in re.findall(r"\d+", dims)]
     return math.prod(dims) * bits // 8

@@ -28,10 +28,10 @@ _NO_TRAFFIC = {
 
 def traffic(program: Program) -> float:
     """(1), of a step."""
-    fused, total = _fused(program), 0
+    total = 0
     for name, block in program.computations.items():
         times = program.times.get(name)
-        if times and name not in fused:
+        if times and name not in program.fused:
             total += times * sum(_moved(program, block, one) for one in block.values())
     return float(total)
 
@@ -41,28 +41,13 @@ def hbm_bytes(shape: str) -> int:
     return sum(map(_hbm, arrays(shape)))
 
 
-def _fused(program: Program) -> set[str]:
-    """Computations whose instructions do not touch memory one by one."""
-    inside: set[str] = set()
-    for block in program.computations.values():
-        for one in block.values():
-            applied = "to_apply=" in one.rest and one.opcode != "call"
-            if one.opcode == "fusion" or applied:
-                inside |= set(called(one))
-    todo = list(inside)
-    while todo:
-        for one in program.computations.get(todo.pop(), {}).values():
-            more = set(called(one)) - inside
-            inside |= more
-            todo += more
-    return inside
-
-
 def _moved(program: Program, block: dict[str, Instruction], one: Instruction) -> int:
     if one.opcode in _NO_TRAFFIC or one.opcode.endswith("-done"):
         return 0
     if one.opcode in ("dynamic-slice", "slice", "gather"):
-        return 2 * hbm_bytes(one.shape)
+        whole = block.get(one.operands[0])
+        read = shape_bytes(one.shape) if whole and hbm_bytes(whole.shape) else 0
+        return read + hbm_bytes(one.shape)
     if one.opcode == "dynamic-update-slice":
         return 2 * hbm_bytes(block[one.operands[1]].shape)
     given = [block[o].shape if o in block else "" for o in one.operands]

@@ -11,7 +11,7 @@ from tavr_jax.errors import InputError
 HEAD = """# Plans
 
 Written by `python -m launch.plan_table`; do not edit. Each row is a program of ours,
-compiled by XLA for that slice on a machine without a TPU (libtpu 0.0.42.1, JAX 0.10.2):
+compiled by XLA for that slice on a machine without a TPU{by}, by
 `python -m launch.plan` with the arguments of the row. **Compiled, never run.** Memory
 and what is sent are XLA's, of one device (TPU7x has two a chip); time and MFU are
 bounds that no run can exceed, not predictions (`launch/plan_roofline.py`).
@@ -54,13 +54,15 @@ def read_rows(path: Path) -> list[Row]:
 
 def read_results(folder: Path) -> dict[str, dict]:
     """Results by the names of their rows."""
-    files = sorted(folder.glob("*.json"))
+    files = sorted(folder.glob("[!.]*.json"))  # not what is being written
     return {path.stem: json.loads(path.read_text("utf-8")) for path in files}
 
 
 def render(rows: list[Row], results: dict[str, dict]) -> str:
     """The page; a row without a result says so."""
-    parts = [HEAD]
+    made = [r["versions"] for r in results.values() if "versions" in r]
+    by = {", ".join(f"{name} {v}" for name, v in one.items()) for one in made}
+    parts = [HEAD.format(by=f" ({'; '.join(sorted(by))})" if by else "")]
     done = sum(row.name in results for row in rows)
     parts.append(f"{done} of {len(rows)} rows are compiled.\n")
     for section in dict.fromkeys(row.section for row in rows):

@@ -50,6 +50,7 @@ class Program(NamedTuple):
     lowered: Callable[[], Any]  # -> jax.stages.Lowered; traces under the mesh
     inputs: dict[str, PyTree]  # its arguments: shapes with shardings
     cache: PyTree  # of the reference: shapes with shardings; None: it has none
+    beside: PyTree = None  # what else the command holds while it runs
 
 
 class AbstractStart(Start):
@@ -74,8 +75,7 @@ def programs(config: ConfigDict, job: str, mesh: Mesh) -> Iterator[Program]:
         case "rollout":
             yield roll_out(config, mesh)
         case "generate":
-            yield from sampler(config, mesh)
-            yield decoder(config, mesh)
+            yield from generation(config, mesh)
 
 
 def train(config: ConfigDict, mesh: Mesh) -> Program:
@@ -123,6 +123,17 @@ def roll_out(config: ConfigDict, mesh: Mesh) -> Program:
     call = partial(_lowered, mesh, jax.jit(rolled), *inputs.values(), key)
     cache = reference_cache(config, given.conditions, mesh, settings.audio_scale)
     return Program("rollout", call, inputs, cache)
+
+
+def generation(config: ConfigDict, mesh: Mesh) -> Iterator[Program]:
+    """`sampler` and `decoder`, each beside what the other leaves in memory: the command
+    holds both networks from beginning to end."""
+    prefill, denoise = sampler(config, mesh)
+    pieces = decoder(config, mesh)
+    for program in (prefill, denoise):
+        yield program._replace(beside=pieces.inputs["weights"])
+    kept = (denoise.inputs["weights"], denoise.cache)
+    yield pieces._replace(beside=kept)
 
 
 def sampler(config: ConfigDict, mesh: Mesh) -> Iterator[Program]:

@@ -8,10 +8,13 @@
     (5) ceiling  FLOPs of the model / (devices x peak x step)
 
 Each is a bound from below: kernels reach neither peak nor bandwidth, and (3) has every
-link of a chip busy in both directions. (5) is thus what no run can exceed on this
-layout, not what one will reach. What rematerialising computes again is in (1), not in
-the FLOPs of the model. The ratio of (1) to its true value depends on models/flops.py,
-that of (2) on plan_moved.py, that of (3) on plan_sent.py.
+link of a chip busy in both directions. (2) and (3) count every branch of a conditional:
+too much where the reference is hidden from the sampler's first steps, and where XLA
+spreads a product over the turns of a loop, of which the last sends nothing. (5) is thus
+what no run can exceed on this layout, not what one will reach. What
+rematerialising computes again is in (1), not in the FLOPs of the model. The ratio of
+(1) to its true value depends on models/flops.py, that of (2) on plan_moved.py, that of
+(3) on plan_sent.py.
 
 Links of a chip, both directions together (docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,
 tpu7x}): 400, 1200, 800, 1200 GB/s; half of it is what a chip can send. Network of the

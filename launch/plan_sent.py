@@ -46,7 +46,8 @@ def collectives(program: Program, slices: Sequence[int]) -> list[Collective]:
     found = []
     for name, block in program.computations.items():
         for one in block.values():
-            kind, times = _kind(name, one), program.times.get(name)
+            times = program.times.get(name)
+            kind = _kind(block, one, name in program.fused)
             if kind and times:
                 given = (block[o].shape for o in one.operands if o in block)
                 sent, across = _sent(kind, sum(map(shape_bytes, given)), one, slices)
@@ -119,10 +120,21 @@ def _share(kind: str, group: int) -> float:
     return (group - 1) / group
 
 
-def _kind(computation: str, one: Instruction) -> str:
+def _kind(block: dict[str, Instruction], one: Instruction, is_fused: bool) -> str:
     """Its collective, also of the half that starts one; "" for others."""
     kind = one.opcode.removesuffix("-start")
-    # What TPUs do as one is written as a sum of which a part is taken.
-    if kind == "all-reduce" and "all-reduce-scatter" in computation:
+    # What TPUs do as one is a fusion of a sum of which only parts are taken.
+    if kind == "all-reduce" and is_fused and _only_sliced(block, one.name):
         return "reduce-scatter"
     return kind if kind in KINDS else ""
+
+
+def _only_sliced(block: dict[str, Instruction], name: str) -> bool:
+    readers = [one for one in block.values() if name in one.operands]
+    passing = ("get-tuple-element", "bitcast")
+    return bool(readers) and all(
+        _only_sliced(block, one.name)
+        if one.opcode in passing
+        else one.opcode == "dynamic-slice" and one.operands[0] == name
+        for one in readers
+    )

@@ -3,7 +3,8 @@
 GIB = 2**30
 PROVES = (
     "Compiled for these chips, not run: the program is the one that a run starts with, "
-    "its memory and what it sends are XLA's; times are bounds, never measurements."
+    "its memory and what it sends are XLA's; times are bounds, never measurements. "
+    "Samples and held-out scores, made between steps of training, are not in it."
 )
 
 
@@ -13,6 +14,8 @@ def table(result: dict, chips: int) -> str:
     lines = [("program", result["program"]), ("HBM a device", _hbm_line(result))]
     lines += [(f"  {n}", gib(b)) for n, b in hbm["of_arguments"].items()]
     lines.append(("  temporaries", gib(hbm["temporaries"])))
+    if hbm["beside"]:
+        lines.append(("  what lies beside it", gib(hbm["beside"])))
     if hbm["host"]:
         lines.append(("on the host", gib(hbm["host"])))
     if "cache" in result:
@@ -27,6 +30,9 @@ def table(result: dict, chips: int) -> str:
     lines += _listed("sent by a device", _sent_lines(result["collectives"]))
     if result["loops_of_unknown_length"]:
         lines.append(("counted once", f"{result['loops_of_unknown_length']} loops"))
+    if result["computations_not_reached"]:
+        left = f"{result['computations_not_reached']} computations: a mistake of ours"
+        lines.append(("NOT COUNTED", left))
     lines += _speed_lines(result, chips)
     return "\n".join(f"{name:<22}{value}" for name, value in lines)
 

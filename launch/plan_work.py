@@ -1,5 +1,8 @@
 """Arithmetic of every job of launch.plan, all devices together (models/flops.py,
-encoders/vae_flops.py)."""
+encoders/vae_flops.py).
+
+Of stage 3 that of its rewards is left out, both from `flops` and `executed`: decoding
+and judging the samples. The bound of compute is then lower than it could be."""
 
 import dataclasses
 from typing import NamedTuple

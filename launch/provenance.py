@@ -68,6 +68,8 @@ def write(workdir: Place, config: ConfigDict, data: str, start: dict[str, str]) 
         entries.append(_entry(config, data, start))
         storage.write_text(path, json.dumps(entries, indent=2) + "\n")
     except (OSError, ValueError) as error:
+        if storage.may_pass(error):
+            raise
         line = " ".join(str(error).split())
         raise InputError(
             f"{path}: cannot be read or written ({line}); it says what was run here: "
@@ -99,7 +101,7 @@ def _entry(config: ConfigDict, data: str, start: dict[str, str]) -> dict[str, An
         },
         "hosts": jax.process_count(),
         "data": data,
-        "start": {name: _nobodys(value) for name, value in start.items()},
+        "start": {name: nobodys(value) for name, value in start.items()},
     }
 
 
@@ -107,11 +109,11 @@ def _command(argv: Sequence[str]) -> list[str]:
     """`python -m launch.train ...`: where Python and this code lie says who runs it."""
     program = Path(argv[0])
     module = f"{program.parent.name}.{program.stem}"
-    return ["python", "-m", module, *map(_nobodys, argv[1:])]
+    return ["python", "-m", module, *map(nobodys, argv[1:])]
 
 
-def _nobodys(text: str) -> str:
-    """Without the name of the home folder."""
+def nobodys(text: str) -> str:
+    """Without the name of the home folder: what files tell that others may see."""
     home = re.escape(str(Path.home()))
     return re.sub(rf"(?<![\w/.]){home}(?=[/,:]|$)", "~", text)
 
@@ -123,6 +125,8 @@ def _checksums(root: Place) -> dict[str, str]:
         written = dict(json.loads((root / checksums.CHECKSUMS).read_text("utf-8")))
         return written | {name: _sum(root / name) for name in _INDEX}
     except (OSError, ValueError, TypeError) as error:
+        if storage.may_pass(error):
+            raise
         if storage.is_bucket(root):
             raise InputError(
                 f"{root / checksums.CHECKSUMS}: cannot be read ({error}), and in a "

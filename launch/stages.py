@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.sources import Source
 from launch import build
+from launch.provenance import nobodys
 from launch.start import Start
 from tavr_jax.encoders import lipsync
 from tavr_jax.encoders.face import FaceConfig
@@ -28,6 +29,7 @@ from tavr_jax.training import accumulate, networks, policy, supervised
 from tavr_jax.training.loop import LoopConfig
 from tavr_jax.training.lora import LoraConfig
 from tavr_jax.training.optimizer import OptimizerConfig
+from tavr_jax.training.report import Report
 from tavr_jax.training.state import Step
 from tavr_jax.training.supervised import FlowConfig
 from tavr_jax.types import Batch, PyTree
@@ -207,10 +209,10 @@ def check_codec(config: ConfigDict, codec: Codec) -> None:
 
 
 def export(
-    config: ConfigDict, workdir: Path, graph: nnx.GraphDef, weights: PyTree
+    config: ConfigDict, report: Report, graph: nnx.GraphDef, weights: PyTree
 ) -> None:
     """WORKDIR/<stage>.safetensors: what codec, face and lipsync end with."""
-    path = workdir / f"{config.stage}.safetensors"
+    name = f"{config.stage}.safetensors"
     weights = multihost_utils.process_allgather(weights, tiled=True)
     if jax.process_index():
         return
@@ -218,8 +220,11 @@ def export(
         "config": config.name,
         "steps": str(config.train.steps),
         "seed": str(config.seed),
-        "data": config.data.path,
+        "data": nobodys(config.data.path),
     }
     weights = jax.tree.map(jnp.asarray, weights)  # numpy's, of all processes
-    save_network(path, nnx.merge(graph, weights), facts)
-    print(f"{path}: weights of {config.name} after {facts['steps']} steps")
+    save_network(report.workdir / name, nnx.merge(graph, weights), facts)
+    report.publish()
+    print(
+        f"{report.place / name}: weights of {config.name} after {facts['steps']} steps"
+    )

@@ -112,8 +112,7 @@ def train(config: ConfigDict, workdir: Place) -> TrainState:
     if int(state.step) < steps and checkpoints.stopped() is None:
         raise KeyboardInterrupt  # whatever waits for a finished run must not go on
     if not shown:
-        stages.export(config, lines.workdir, start.graph, sampling_params(state))
-        lines.publish()
+        stages.export(config, lines, start.graph, sampling_params(state))
     return state
 
 

@@ -57,7 +57,8 @@ def place(name: str | os.PathLike, flag: str = "path") -> Place:
 def reached(name: str | os.PathLike, flag: str) -> Place:
     """`place`, asked for once, so that what is wrong with a bucket is one line now.
 
-    InputError: no such bucket, or no right to read it.
+    InputError: no such bucket, or no right to read it. What may pass (`may_pass`) is
+    raised as it is: after an InputError, launch.pod would start nothing again.
     """
     found = place(name, flag)
     if not is_bucket(found):
@@ -65,12 +66,27 @@ def reached(name: str | os.PathLike, flag: str) -> Place:
     try:
         found.exists()
     except Exception as error:  # of gcsfs, aiohttp, google.auth: no class in common
+        if may_pass(error):
+            raise
         line = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"{flag}: {found}: the bucket cannot be reached ({line}); is its name "
             "right, and may this machine's account read and write it?"
         ) from error
     return found
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether it is the network or the server's that a bucket did not answer, so that
+    the same may work later. gcsfs has then tried for about a minute."""
+    code = str(getattr(error, "code", ""))
+    return (
+        isinstance(error, (TimeoutError, ConnectionError))
+        or type(error).__module__.partition(".")[0] == "aiohttp"
+        or bool(getattr(error, "retryable", False))  # of google.auth
+        or code in ("408", "429")
+        or code.startswith("5")
+    )
 
 
 def write_text(path: Place, text: str) -> None:

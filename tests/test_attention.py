@@ -78,6 +78,7 @@ def test_keys_in_parts_are_all_keys():
     q, k, v = inputs(40, 24)
     kept = np.random.default_rng(1).random((2, 1, 24)) < 0.6
     kept[0, 0, :8], kept[:, 0, -1] = False, True
+    kept = jnp.asarray(kept)
     whole = attention_chunked.part(q, k, v, kept)
     parts = [slice(i, i + 8) for i in (0, 8, 16)]
     read = [attention_chunked.part(q, k[:, p], v[:, p], kept[..., p]) for p in parts]

@@ -22,6 +22,12 @@ def test_every_bench_is_listed_and_has_a_function():
     assert listed.returncode == 2 and {"data", "load", "memory"} < set(names)
     unknown = run("step,nothing")
     assert unknown.returncode == 2 and "no bench 'step,nothing'" in unknown.stdout
+    for only_prints in ("load", "generate"):
+        refused = run(only_prints, "--json=/tmp/never.json")
+        assert refused.returncode == 2 and not refused.stdout
+        assert "only prints" in refused.stderr
+    framed = run("step", "--config.model.reference_attention=frame", "--notorch")
+    assert framed.returncode == 2 and "reference_attention: frame" in framed.stderr
     empty = run("data")
     assert empty.returncode == 2 and "--dataset, --source" in empty.stderr
     program = (

@@ -84,7 +84,23 @@ def test_without_a_peak_costs_are_compared_and_strangers_are_not_judged():
     new["rows"][0]["name"], new["machine"]["device"] = "other", "abacus"
     table, slower = bench_rows.compare(old, new, 1.1)
     assert not slower and "new     other" in table and "gone    step" in table
-    assert "not the same device" in table
+    assert "not the same device" in table and not bench_rows.common(old, new)
+
+
+def test_what_no_longer_fits_is_a_loss():
+    old = told(ROW._replace(name="step mini"))
+    new = told(ROW._replace(name="block mini"), LeftOut("step", "out of memory"))
+    table, slower = bench_rows.compare(old, new, 1.1)
+    assert slower and "LOST    step: out of memory" in table
+    assert bench_rows.common(old, new) == {"step"}
+    new = told(LeftOut("steps", "out of memory"))
+    assert not bench_rows.compare(old, new, 1.1)[1]
+
+
+def test_a_file_names_nobody(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setattr(sys, "argv", ["/home/somebody/b.py", "--json=/home/somebody/x"])
+    assert told(ROW)["command"] == ["~/b.py", "--json=~/x"]
 
 
 def test_rounds_alternate_and_the_first_one_is_not_counted():
@@ -117,5 +133,8 @@ def test_the_command_writes_compares_and_says_so_by_its_exit_code(tmp_path):
     assert run(f"--compare={path}", "--slack=1e9").returncode == 0
     slower = run(f"--compare={path}", "--slack=0")
     assert slower.returncode == 1 and "SLOWER than 0" in slower.stdout
+    command[command.index("--peak_size=64")] = "--peak_size=32"
+    other = run(f"--compare={path}")
+    assert other.returncode == 2 and "none of these rows" in other.stderr
     nowhere = run(f"--json={tmp_path}/none/a.json")
     assert nowhere.returncode == 2 and "no such folder" in nowhere.stderr

@@ -43,7 +43,7 @@ def made(grid: int, **fields):
         model = nnx.merge(graph, params)
         cache = model.prefill(told)
         out = model(latents, jnp.array([311.0, 872.5]), told, cache)
-        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).mean(), out
+        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
 
     params = jax.tree.unflatten(tree, leaves)
     return jax.value_and_grad(loss, (0, 1), has_aux=True), (
@@ -72,7 +72,8 @@ def alone(**fields):
     ("heads", "read", "shape"),
     [
         (4, "window", (1, 1, 4, 1)),  # Ulysses
-        (4, "global", (1, 1, 8, 1)),  # ring; a latent has fewer tokens than devices
+        # ring; a latent has fewer tokens than devices
+        slow(4, "global", (1, 1, 8, 1)),
         slow(4, "frame", (1, 1, 4, 1)),  # Ulysses
         slow(2, "window", (1, 2, 4, 1)),  # ring
         slow(4, "global", (1, 2, 2, 2)),  # Ulysses of the heads that tensor leaves
@@ -186,7 +187,7 @@ def test_no_activation_is_gathered(shape, capfd):
         text = function.lower(*arguments).compile().as_text()
     samples, count = 2 // shape[1], CONFIG.num_videoref_latents * (grid // 2) ** 2
     large = [line for n, line in gathered(text) if n >= samples * count * width]
-    assert not large, large
+    assert gathered(text) and not large, large
     kind = "collective-permute" if shape[2] == 8 else "all-to-all"
     assert kind in text
     assert "nvoluntary" not in capfd.readouterr().err

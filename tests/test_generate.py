@@ -420,10 +420,13 @@ def test_checkpoints_without_a_config_or_transformer_are_refused(tmp_path, confi
         checkpoints.config_of(tmp_path, wrong, {})
 
 
-def test_provenance_survives_in_the_file(network, config, tmp_path):
+def test_provenance_survives_in_the_file(network, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
     settings = generate.SamplerConfig(**config.sampler)
-    checkpoint = checkpoints.Checkpoint("W/policy", config, *network, "0123456789ab")
+    place = "/home/somebody/.cache/hub/W"
+    checkpoint = checkpoints.Checkpoint(place, config, *network, "0123456789ab")
     tags = checkpoints.provenance(checkpoint, "ba9876543210", settings, 7)
+    assert tags["checkpoint"] == "~/.cache/hub/W"
     path, frames = tmp_path / "a.mp4", np.zeros((5, 32, 32, 3), np.uint8)
     video_files.write_video(path, frames, 25, np.zeros(3200, np.float32), metadata=tags)
     found = media.read_metadata(path)

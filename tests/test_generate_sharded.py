@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from test_context import gathered
 from test_generate import _request
 
@@ -20,7 +21,7 @@ from launch import bench_generate
 from tavr_jax.diffusion import chunks, guidance, schedule
 from tavr_jax.diffusion.sampler import unipc_sample
 from tavr_jax.evaluation import generate, unfinished
-from tavr_jax.models.transformer import Transformer, TransformerConfig
+from tavr_jax.models.transformer import ReferenceCache, Transformer, TransformerConfig
 from tavr_jax.parallel import sharding
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -169,8 +170,9 @@ def test_no_tokens_are_gathered_and_the_cache_is_held_by_heads(shape, capfd):
     assert denoise.input_shardings[0][4].keys == cache.keys.sharding
     for program in (prefill, denoise):
         text = program.as_text()
-        large = [line for n, line in gathered(text) if n >= rows * tokens * width]
-        assert not large, large
+        sent = gathered(text)
+        large = [line for n, line in sent if n >= rows * tokens * width]
+        assert sent and not large, large
         assert "all-to-all" in text
     assert "nvoluntary" not in capfd.readouterr().err
 
@@ -204,13 +206,43 @@ def test_a_cache_holds_the_valid_tokens_and_little_more(read, shape, monkeypatch
     assert np.abs(found - not_so).max() > 1e-3
 
 
-@pytest.mark.parametrize("whole", [8, 432, 8400, 20160])
-def test_rooms_are_few_and_large_enough(whole):
-    rooms = [generate.room(valid, whole) for valid in range(whole + 1)]
+@pytest.mark.parametrize(
+    ("whole", "devices"),
+    [(8, 1), (432, 1), (8400, 1), (8400, 3), (8448, 32), (20160, 1)],
+)
+def test_rooms_are_few_and_large_enough(whole, devices):
+    rooms = [generate.room(valid, whole, devices) for valid in range(whole + 1)]
     assert all(valid <= places <= whole for valid, places in enumerate(rooms))
     assert len(set(rooms)) <= generate.ROOMS
     assert all(n == whole or n % generate.PLACES == 0 for n in rooms)
+    assert all(n % devices == 0 for n in rooms)
     assert rooms[whole // 3] <= max(whole // 2, generate.PLACES)
+
+
+@pytest.mark.parametrize("devices", [3, 4])
+def test_devices_of_a_ring_keep_equal_parts_of_the_valid_tokens(devices):
+    """Three divide neither PLACES nor its multiples."""
+    mesh, rng = mesh_of((1, 1, devices, 1)), np.random.default_rng(0)
+    whole, valid = 33 * devices, np.arange(33 * devices)[None] % 5 == 1
+    keys, values = (rng.normal(size=(2, 1, whole, 4, 8)) for _ in range(2))
+    place = NamedSharding(mesh, sharding.spec(None, "B", "N"))
+    flags = NamedSharding(mesh, sharding.spec("B", "N"))
+    places = ReferenceCache(place, place, flags)
+    cache = jax.device_put(ReferenceCache(keys, values, valid), places)
+    short = generate.shortened(cache, int(valid.sum()))
+    assert valid.sum() <= short.valid.shape[1] < whole
+    assert short.keys.sharding == place and short.valid.sharding == flags
+    kept = np.asarray(short.valid)[0]
+    for after, before in zip(short[:2], cache[:2], strict=True):
+        after, before = np.asarray(after), np.asarray(before)
+        np.testing.assert_array_equal(after[:, 0, kept], before[:, 0, valid[0]])
+
+
+def test_buckets_of_a_training_run_drop_nothing():
+    graph, weights = network(still_bucket=1, reference_bucket=1)
+    sample = generate.sampler(graph, SETTINGS, mesh_of((1, 1, 1, 1)))
+    found = generate.latents(sample, weights, _request(CONFIG), PLAN, KEY)
+    np.testing.assert_array_equal(found, alone())
 
 
 def test_a_step_costs_less_than_the_release_s_the_fewer_tokens_are_valid():

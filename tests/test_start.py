@@ -21,6 +21,7 @@ from tavr_jax.errors import InputError
 from tavr_jax.parallel import checksum
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 from tavr_jax.training import checkpoint, lora
+from tavr_jax.training.report import Report
 
 GOLDEN = Path(__file__).parent / "golden" / "wan"
 
@@ -363,10 +364,12 @@ def test_a_fingerprint_sees_every_change_and_no_sharding():
     assert len(marks) == len(others) and first not in marks
 
 
-def test_what_a_finished_network_leaves_is_what_it_learned(tmp_path):
+def test_what_a_finished_network_leaves_is_what_it_learned(tmp_path, capsys):
     config = face.get_config("tiny")
     start = started(config, tmp_path, devices=2)
     learned = moved(start.params())
-    stages.export(config, tmp_path, start.graph, learned)
+    report = Report(tmp_path, "face", 1, None)
+    stages.export(config, report, start.graph, learned)
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'face.safetensors'}: ")
     config.networks.face = str(tmp_path / "face.safetensors")
     assert_same(build.face_net(config), learned)

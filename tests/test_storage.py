@@ -72,6 +72,36 @@ def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch):
     assert "\n" not in str(told.value)
 
 
+class HttpError(Exception):
+    """Of gcsfs."""
+
+    def __init__(self, code):
+        self.code = code
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), HttpError(503), HttpError("429")])
+def test_what_may_pass_is_no_bad_input(bucket, monkeypatch, error):
+    """launch.pod does not start again what ends with exit code 2."""
+
+    def busy(self, path, **named):
+        raise error
+
+    monkeypatch.setattr(Bucket, "exists", busy)
+    with pytest.raises(type(error)):
+        storage.reached(RUN, "--workdir")
+    error = HttpError(404)
+    with pytest.raises(InputError, match="cannot be reached"):
+        storage.reached(RUN, "--workdir")
+    written = storage.place(RUN)
+    error = ConnectionResetError("gone")
+    for name in ("_open", "exists", "info", "open"):
+        monkeypatch.setattr(Bucket, name, busy)
+    with pytest.raises(ConnectionResetError):
+        provenance.write(written, tiny_config(), "data", {})
+    with pytest.raises(ConnectionResetError):
+        checkpoint._claim(written, tiny_config())
+
+
 def test_a_run_is_claimed_and_only_whole_checkpoints_count(bucket):
     config = tiny_config()
     place, base = storage.place(RUN), origin.Base("", "", "f", 3, "all", {})

@@ -14,6 +14,7 @@ its valid tokens allow, serves every chunk, step and guidance branch.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -256,29 +257,22 @@ def pieces(
 def shortened(caches: PyTree, valid: int) -> PyTree:
     """Reference caches without the places that none of `valid` tokens takes.
 
-    Attention does not ask in which order keys come, so none is changed by it.
+    Attention does not ask in which order keys come, so none is changed by it. They stay
+    on the devices that they are on.
     """
-
-    def short(cache: ReferenceCache) -> ReferenceCache:
-        order = jnp.argsort(~cache.valid, axis=1, stable=True)[:, :places]
-        at = order[None, :, :, None, None]
-        keys, values = (jnp.take_along_axis(x, at, axis=2) for x in cache[:2])
-        taken = jnp.take_along_axis(cache.valid, order, axis=1)
-        return ReferenceCache(keys, values, taken)
-
-    whole = jax.tree.leaves(caches)[0].shape[2]
-    places = room(valid, whole)
+    keys = jax.tree.leaves(caches)[0]
+    whole = keys.shape[2]
+    places = room(valid, whole, whole // keys.sharding.shard_shape(keys.shape)[2])
     if places == whole:
         return caches
-    where = jax.tree.map(lambda leaf: leaf.sharding, caches)
-    change = functools.partial(_each_cache, short)
-    return jax.jit(change, out_shardings=where)(caches)
+    return _shortener(places, jax.tree.map(lambda leaf: leaf.sharding, caches))(caches)
 
 
-def room(valid: int, whole: int) -> int:
-    """Places for `valid` of `whole` tokens: about ROOMS sizes, for each is a program of
-    its own, and multiples of PLACES, for devices share them."""
-    step = -(-whole // (ROOMS * PLACES)) * PLACES
+def room(valid: int, whole: int, devices: int) -> int:
+    """Places for `valid` of `whole` tokens that `devices` share: about ROOMS sizes, for
+    each is a program of its own; multiples of PLACES and of `devices`, or all."""
+    unit = math.lcm(PLACES, devices)
+    step = -(-whole // (ROOMS * unit)) * unit
     return min(max(-(-valid // step), 1) * step, whole)
 
 
@@ -351,6 +345,10 @@ def to_pixels(frames: Float[ndarray, "F Y X 3"]) -> UInt8[ndarray, "F Y X 3"]:
 
 def _network(graph: nnx.GraphDef, weights: PyTree, mesh: Mesh) -> guidance.Network:
     model = nnx.merge(graph, weights)
+    # Buckets fit the samples of a dataset. Here any picture comes, and its later chunks
+    # read a whole still: what has no place would be dropped, and nothing would say so.
+    unpacked = {"still_bucket": 0, "reference_bucket": 0}
+    model.config = dataclasses.replace(model.config, **unpacked)
     network = guidance.Network(model.prefill, model)
     return guidance.in_shares(network, sharding.batch_shares(mesh))
 
@@ -358,6 +356,20 @@ def _network(graph: nnx.GraphDef, weights: PyTree, mesh: Mesh) -> guidance.Netwo
 def _hidden(cache: ReferenceCache) -> ReferenceCache:
     """The same with no key that may be read: nothing is copied."""
     return cache._replace(valid=jnp.zeros_like(cache.valid))
+
+
+@functools.cache
+def _shortener(places: int, where: PyTree) -> Callable[[PyTree], PyTree]:
+    """One program for all videos whose caches are alike."""
+
+    def short(cache: ReferenceCache) -> ReferenceCache:
+        order = jnp.argsort(~cache.valid, axis=1, stable=True)[:, :places]
+        at = order[None, :, :, None, None]
+        keys, values = (jnp.take_along_axis(x, at, axis=2) for x in cache[:2])
+        taken = jnp.take_along_axis(cache.valid, order, axis=1)
+        return ReferenceCache(keys, values, taken)
+
+    return jax.jit(functools.partial(_each_cache, short), out_shardings=where)
 
 
 def _each_cache(

@@ -1,4 +1,4 @@
-"""Attention by JAX's Pallas kernel for TPUs ("splash"), interpreted elsewhere.
+"""Attention by JAX's Pallas kernel for TPUs ("splash"), interpreted on CPUs.
 
 The kernel takes one example as "K n d", does not scale, and wants lengths that are
 multiples of its blocks. Queries are scaled before, both lengths are padded, and a key

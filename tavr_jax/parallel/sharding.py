@@ -20,7 +20,7 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tavr_jax.errors import InputError
 from tavr_jax.types import PyTree
@@ -113,21 +113,21 @@ def batch(mesh: Mesh, rows: int, group: int = 1) -> NamedSharding:
     A policy batch has few samples and `group` rollouts of each: where only the
     rollouts divide, every device holds all samples. InputError where nothing divides.
     """
-    shares = batch_shares(mesh)
-    if rows % shares == 0:
+    parts = batch_shares(mesh)
+    if rows % parts == 0:
         return NamedSharding(mesh, spec("B"))
-    if rows * group % shares == 0:
+    if rows * group % parts == 0:
         return replicated(mesh)
     times = f" x policy.group_size {group}" if group > 1 else ""
     raise InputError(
         f"data.batch_size: {rows}{times} is not divisible by parallel.data x "
-        f"parallel.fsdp = {shares}; change one of them"
+        f"parallel.fsdp = {parts}; change one of them"
     )
 
 
-def batch_shares(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the axis B of an array falls; 1 outside of any mesh."""
-    return math.prod(mesh.shape.get(axis, 1) for axis in RULES["B"])
+def batch_shares(mesh: Mesh) -> int:
+    """`shares` of B on a mesh that need not be around us."""
+    return _size(mesh, RULES["B"])
 
 
 def host_rows(
@@ -166,10 +166,10 @@ def _parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     axes = RULES["parameter"]
     # Both axes if they divide, else the first alone: half a split is better than none.
     for over in (axes, axes[:1]):
-        shares = _size(mesh, over)
-        fitting = [i for i, size in enumerate(shape) if size and size % shares == 0]
-        if shares > 1 and fitting:
-            split = max(fitting, key=lambda i: (shape[i], i))
+        parts = _size(mesh, over)
+        even = [i for i, size in enumerate(shape) if size and size % parts == 0]
+        if parts > 1 and even:
+            split = max(even, key=lambda i: (shape[i], i))
             places = [over if i == split else None for i in range(len(shape))]
             return NamedSharding(mesh, PartitionSpec(*places))
     return replicated(mesh)

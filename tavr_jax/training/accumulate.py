@@ -51,7 +51,7 @@ def cut(example: PyTree, parts: int) -> PyTree:
     rows = {leaf.shape[0] for leaf in jax.tree.leaves(example)}
     if len(rows) != 1:
         raise ValueError(f"leaves of {sorted(rows)} samples in one example")
-    shares = sharding.batch_shares(jax.sharding.get_abstract_mesh())
+    shares = sharding.shares("B")
     split = is_split(rows.pop(), parts, shares)
 
     def apart(leaf: Array) -> Array:

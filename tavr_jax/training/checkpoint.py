@@ -213,7 +213,7 @@ def _told(path: Place, what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if remedy is _PLACE and storage.is_bucket(path):
+        if (remedy is _PLACE and storage.is_bucket(path)) or storage.may_pass(error):
             raise
         if any(sign in str(error) for sign in _FULL):
             remedy = _ROOM
@@ -346,6 +346,8 @@ def _claim(workdir: Place, config: ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         storage.write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
     except OSError as error:
+        if storage.may_pass(error):
+            raise
         reason = error.strerror or _line(error)
         raise InputError(f"--workdir: {workdir}: {reason}") from error
     _set_aside(workdir / "checkpoints")

@@ -157,7 +157,7 @@ def _gradient(
     parts; "clip_loss" of shape (B,) is the loss of each sample."""
     config, parts = policy.config, policy.optimizer.accumulate
     samples = policy.conditions.has_audio.shape[0]
-    shares = sharding.batch_shares(jax.sharding.get_abstract_mesh())
+    shares = sharding.shares("B")
     cuts = cuts_of_a_group(samples, config.group_size, parts, shares)
     members = config.group_size // cuts
     conditions = jax.tree.map(lambda x: jnp.repeat(x, cuts, axis=0), policy.conditions)
