@@ -382,7 +382,8 @@ def train() -> ConfigDict:
     c.keep = 3  # newest checkpoints kept
     c.keep_every = 0  # checkpoints of multiples of this step stay for good; 0 = none
     c.max_skipped = 20  # stop after so many updates in a row that were not finite
-    c.profile_from = 0  # first step of a trace for XProf in WORKDIR/profile; 0 = none
+    # first step of a trace for XProf in WORKDIR/profile; 0 = none, 1 traces compiling
+    c.profile_from = 0
     c.profile_steps = 3  # of that trace; it is large, and the last step waits for it
     return c
 

@@ -44,10 +44,12 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     model = set(name.split(",")) <= set(PARTS)
     if not model and name not in files():
-        wanted = "" if name in ("", "--help", "-h") else f"error: no bench {name!r}\n"
-        names = [*PARTS, *files()]
-        print(f"{wanted}{__doc__.strip()}\n\nbenches: {', '.join(names)}")
-        sys.exit(2 if wanted or not name else 0)
+        names = ", ".join([*PARTS, *files()])
+        if name not in ("", "--help", "-h"):
+            print(f"error: no bench {name!r}; there are {names}", file=sys.stderr)
+            sys.exit(2)
+        print(f"{__doc__.strip()}\n\nbenches: {names}")
+        sys.exit(0 if name else 2)
     bench = importlib.import_module(f"launch.bench_{'model' if model else name}")
     if not model:
         sys.argv[:2] = [f"launch.bench {name}"]
@@ -56,8 +58,8 @@ def main() -> None:
 
 def _run(bench) -> None:
     old = COMPARE.value and bench_rows.read(Path(COMPARE.value))
-    if JSON.value and not Path(JSON.value).parent.is_dir():
-        raise InputError(f"--json: {JSON.value}: no such folder")
+    if JSON.value:
+        cli.output_file("json", JSON.value)
     if bench.main.__annotations__["return"] is None and (old or JSON.value):
         raise InputError("flags: this bench only prints; leave out --json, --compare")
     new = bench_rows.report(bench.main() or [])

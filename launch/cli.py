@@ -38,6 +38,17 @@ def positionals(name: str) -> list[str]:
     return [positional(name), *_positionals[1:]]
 
 
+def output_file(flag: str, path: str) -> None:
+    """InputError, before the work is done, where its outcome cannot be written."""
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        raise InputError(f"--{flag}: {path}: is a folder; name a file in it")
+    if not folder.is_dir():
+        raise InputError(f"--{flag}: {path}: no such folder")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--{flag}: {path}: the folder cannot be written to")
+
+
 def enable_compilation_cache() -> None:
     """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or else in the
     user's cache folder: the second run of a command starts in seconds."""

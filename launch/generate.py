@@ -183,7 +183,8 @@ def _plan_line(
     kept: int,
 ) -> str:
     plan = material.plan
-    spans = ", ".join(f"{s.start}-{s.stop - 1}" for s in plan.spans[:4])
+    ends = (min(span.stop, plan.latents) - 1 for span in plan.spans[:4])
+    spans = ", ".join(f"{s.start}-{e}" for s, e in zip(plan.spans, ends, strict=False))
     more = f" ... {plan.latents - 1}" if len(plan.spans) > 4 else ""
     again = f", {kept} of them kept from a run that was stopped" if kept else ""
     return (

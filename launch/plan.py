@@ -81,8 +81,8 @@ def main() -> None:
             f"--topology={place.topology}: only TPUs have a compiler that runs without "
             "them; expected for example v6e:16x16"
         )
-    if OUTPUT.value and not Path(OUTPUT.value).parent.is_dir():
-        raise InputError(f"--output: {OUTPUT.value}: no such folder")
+    if OUTPUT.value:
+        cli.output_file("output", OUTPUT.value)
     _options()  # refused now, not after minutes
     _check_compiler()
     plan_compile.keep(Path(SAVE.value) if SAVE.value else None)
@@ -105,6 +105,7 @@ def _plan(config: ConfigDict, place: plan_layouts.Place) -> dict:
     axes = {axis: int(size) for axis, size in mesh.shape.items()}
     kind = mesh.devices.flat[0].device_kind
     found = {
+        "proves": plan_text.PROVES,
         "versions": {name: metadata.version(name) for name in ("jax", "libtpu")},
         "config": config.name,
         "stage": config.stage,
@@ -184,6 +185,8 @@ def _nearest_line(near: plan_layouts.Change | None) -> str:
 
 def _options() -> dict[str, str | float]:
     pairs = [pair.partition("=") for pair in XLA.value.split(",") if pair]
+    if odd := [name for name, equals, _ in pairs if not equals]:
+        raise InputError(f"--xla: {odd[0]!r}; expected NAME=VALUE,NAME=VALUE")
     numbers = ("exec_time_optimization_effort", "memory_fitting_effort")
     try:
         return {n: float(v) if n in numbers else v for n, _, v in pairs}

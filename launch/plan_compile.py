@@ -31,12 +31,14 @@ from launch import (
     pod_fit,
 )
 from launch.pod_topology import Topology
+from tavr_jax.errors import InputError
 from tavr_jax.parallel.chips import CHIPS
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 from tavr_jax.types import PyTree
 
 _EVERY = 30.0  # seconds between two lines of progress
 _FULL = "RESOURCE_EXHAUSTED"
+_UNKNOWN = "No such compile option"
 
 
 def mesh_of(config: ConfigDict, topology: Topology, slices: int) -> Mesh:
@@ -58,6 +60,10 @@ def keep(folder: Path | None) -> None:
     """
     jax.config.update("jax_enable_compilation_cache", folder is not None)
     if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--save: {folder}: {error.strerror}") from error
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
@@ -100,6 +106,8 @@ def one(
                 compiled = lowered.compile(compiler_options={**options, **dump})
         except jax.errors.JaxRuntimeError as wrong:
             error = str(wrong)
+            if _UNKNOWN in error:
+                raise InputError(f"--xla: {error.partition(': ')[2]}") from wrong
             if _FULL not in error:
                 raise
         done = time.monotonic()

@@ -59,7 +59,7 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 
 def render(rows: list[Row], results: dict[str, dict]) -> str:
-    """The page; a row without a result says so."""
+    """The page; rows without a result are listed as such."""
     made = [r["versions"] for r in results.values() if "versions" in r]
     by = {", ".join(f"{name} {v}" for name, v in one.items()) for one in made}
     parts = [HEAD.format(by=f" ({'; '.join(sorted(by))})" if by else "")]
@@ -67,22 +67,25 @@ def render(rows: list[Row], results: dict[str, dict]) -> str:
     parts.append(f"{done} of {len(rows)} rows are compiled.\n")
     for section in dict.fromkeys(row.section for row in rows):
         inside = [row for row in rows if row.section == section]
+        made = [row for row in inside if row.name in results]
         table = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
-        for row in inside:
-            table += _lines(row, results.get(row.name))
-        commands = [
-            f"- {_place(row)}: `python -m launch.plan {shlex.join(row.arguments)}`"
-            for row in inside
-        ]
-        lines = [f"| {line} |" for line in table]
-        parts.append("\n".join([f"## {section}\n", *lines, "", *commands, ""]))
+        for row in made:
+            table += _lines(row, results[row.name])
+        lines = [f"| {line} |" for line in table] if made else []
+        owed = [row for row in inside if row.name not in results]
+        parts.append("\n".join([f"## {section}\n", *lines, ""]))
+        parts.append("\n".join([*map(_command, made), ""]) if made else "")
+        if owed:
+            parts.append("\n".join(["Not compiled yet:\n", *map(_command, owed), ""]))
     return "\n".join(parts)
 
 
-def _lines(row: Row, result: dict | None) -> list[str]:
+def _command(row: Row) -> str:
+    return f"- {_place(row)}: `python -m launch.plan {shlex.join(row.arguments)}`"
+
+
+def _lines(row: Row, result: dict) -> list[str]:
     blank = [""] * (len(COLUMNS) - 3)
-    if result is None:
-        return [" | ".join([_place(row), "", "not compiled", *blank])]
     if "refused" in result:
         return [" | ".join([_place(row), "", f"refused: {result['refused']}", *blank])]
     return [_line(result, one) for one in result["programs"]]

@@ -69,6 +69,11 @@ def programs(config: ConfigDict, job: str, mesh: Mesh) -> Iterator[Program]:
             f"stage: {config.stage}: its network is small and needs no plan; "
             f"expected {' | '.join(stages.PAIRED)}"
         )
+    if job == "rollout" and config.stage != "policy":
+        raise InputError(
+            f"--job=rollout: stage {config.stage} has no rollouts; give a config of "
+            "stage policy"
+        )
     match job:
         case "train":
             yield train(config, mesh)

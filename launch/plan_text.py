@@ -14,12 +14,15 @@ def table(result: dict, chips: int) -> str:
     lines = [("program", result["program"]), ("HBM a device", _hbm_line(result))]
     lines += [(f"  {n}", gib(b)) for n, b in hbm["of_arguments"].items()]
     lines.append(("  temporaries", gib(hbm["temporaries"])))
+    rest = hbm["total"] - hbm["temporaries"] - hbm["beside"]
+    rest -= sum(hbm["of_arguments"].values())
+    lines.append(("  padding, outputs", gib(rest)))
     if hbm["beside"]:
         lines.append(("  what lies beside it", gib(hbm["beside"])))
     if hbm["host"]:
         lines.append(("on the host", gib(hbm["host"])))
     if "cache" in result:
-        lines.append(("reference cache", f"{gib(result['cache'])} of it"))
+        lines.append(("reference cache", f"{gib(result['cache'])}, in the above"))
     lines += _listed(
         "largest temporaries",
         [
@@ -55,7 +58,7 @@ def _speed_lines(result: dict, chips: int) -> list[tuple[str, str]]:
         lines.append(("tokens", f"{result['tokens']:,} of video"))
     if result["flops"]:
         again = result["flops_executed"] / result["flops"]
-        work = f"{result['flops'] / 1e15:,.3g} P, executed {again:.2f} x"
+        work = f"{result['flops']:.3g}; with what is computed again, {again:.2f} x"
         lines.append(("FLOPs", work))
     lines.append(("bytes moved", f"{gib(result['bytes_moved'])} a device"))
     parts = (f"{n} {seconds(roof[n])}" for n in ("compute", "memory", "network"))
@@ -69,10 +72,11 @@ def _speed_lines(result: dict, chips: int) -> list[tuple[str, str]]:
 
 
 def gib(count: float) -> str:
-    """Bytes as GiB, or as MiB where they are few."""
-    if count >= 0.1 * GIB:
-        return f"{count / GIB:.2f} GiB"
-    return f"{count / 2**20:.2f} MiB"
+    """Bytes as GiB, or a smaller unit where they are few."""
+    for size, unit in ((GIB, "GiB"), (2**20, "MiB")):
+        if count >= 0.1 * size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 2**10:.2f} KiB"
 
 
 def seconds(value: float) -> str:

@@ -62,8 +62,9 @@ def check_script(text: str) -> None:
 def _check_inputs(job: Job, config: ConfigDict) -> None:
     """What is read has to be where the machines see it."""
     given = [("data.path", path) for path in sources.paths(config)]
-    if config.init_from and Path(config.init_from).exists():
-        given.append(("init_from", config.init_from))
+    start = config.init_from
+    if start and (start[0] in "/.~" or Path(start).exists()):  # no name on the hub
+        given.append(("init_from", start))
     for field, path in given:
         if job.target != "slurm" and not storage.is_bucket(path):
             raise InputError(
@@ -114,6 +115,13 @@ def _tpus(topology: Topology) -> list[Device]:
     ]
 
 
+def _samples(rows: int, mesh: Mesh) -> str:
+    """How many a device works on, and how many devices share each."""
+    shared = mesh.shape["context"] * mesh.shape["tensor"]
+    held = f"{rows / sharding.batch_shares(mesh):g}"
+    return f"{held}, each shared by {shared} devices" if shared > 1 else held
+
+
 def summary(job: Job, config: ConfigDict, mesh: Mesh) -> str:
     """A table of what would run."""
     topology, rows, group = job.topology, config.data.batch_size, stages.members(config)
@@ -128,7 +136,7 @@ def summary(job: Job, config: ConfigDict, mesh: Mesh) -> str:
         "chips per host": topology.chips_per_host,
         "devices": f"{count} = {axes}",
         "global batch": f"{rows}{of}",
-        "per-device batch": f"{rows * group / count:g}",
+        "samples a device": _samples(rows * group, mesh),
         "workdir": job.workdir,
         "dataset": config.data.path,
         "compiled programs": job.cache,

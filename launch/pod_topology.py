@@ -112,7 +112,8 @@ def parse(name: str) -> Topology:
     if not known or not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", dims):
         raise InputError(
             f"--topology={name}: expected KIND:AxB or KIND:AxBxC of "
-            f"{', '.join(CHIPS)}, or gpu:MACHINESxGPUS; for example v6e:16x16"
+            f"{', '.join(CHIPS)}, or gpu:MACHINESxGPUS; for example v6e:16x16, which "
+            "the cloud calls v6e-256"
         )
     shape = tuple(map(int, dims.split("x")))
     if kind == "gpu":

@@ -21,6 +21,7 @@ from tavr_jax.encoders.lipsync import LipsyncConfig
 from tavr_jax.encoders.vae import Codec, CodecConfig
 from tavr_jax.encoders.weights import fingerprint, save_network
 from tavr_jax.errors import InputError
+from tavr_jax.models import attention
 from tavr_jax.parallel import sharding
 from tavr_jax.rl import rewards
 from tavr_jax.rl.guard import Guard
@@ -65,6 +66,13 @@ def check_parts(config: ConfigDict, mesh: Mesh) -> None:
         policy.cuts_of_a_group(rows, config.policy.group_size, parts, shares)
     elif config.stage in FLOW:
         accumulate.is_split(rows, parts, shares)
+
+
+def check_kernel(config: ConfigDict, mesh: Mesh) -> None:
+    """InputError where model.attention is none of the devices' kernels."""
+    if config.stage in PAIRED:
+        with jax.set_mesh(mesh):
+            attention.choose(config.model.attention, jnp.dtype(config.model.dtype))
 
 
 class Run(NamedTuple):

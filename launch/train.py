@@ -69,6 +69,7 @@ def train(config: ConfigDict, workdir: Place) -> TrainState:
     rows = config.data.batch_size
     split = sharding.batch(mesh, rows, stages.members(config))
     stages.check_parts(config, mesh)
+    stages.check_kernel(config, mesh)
     encoder = readers.make_encoder(config)
     ours = sharding.host_rows(split, rows)
     batches = loader.make_loader(config, rows=ours, encoder=encoder)

@@ -9,7 +9,7 @@ import pytest
 
 from tavr_jax.errors import InputError
 from tavr_jax.models import attention_chunked, attention_cudnn, attention_splash
-from tavr_jax.models.attention import KERNELS, attend, choose
+from tavr_jax.models.attention import attend, choose
 from tavr_jax.models.attention_chunked import QUERY_TILE
 from tavr_jax.models.attention_splash import BLOCKS, LANES, Blocks, fit
 
@@ -148,7 +148,8 @@ def test_auto_is_what_the_devices_can_do(monkeypatch):
         assert choose("chunked", jnp.dtype(dtype)) == "chunked"
     with pytest.raises(InputError, match=r"model\.attention: cudnn reads 16-bit"):
         choose("cudnn", jnp.dtype("float32"))
-    assert set(KERNELS) == {"auto", "chunked", "splash", "cudnn"}
+    with pytest.raises(InputError, match="cudnn does not run on a cpu"):
+        choose("cudnn", jnp.dtype("bfloat16"))
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

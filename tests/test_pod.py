@@ -370,7 +370,8 @@ def test_the_mesh_is_over_all_devices_of_all_slices():
     table = pod_fit.summary(given, config(data=2, context=4), mesh)
     rows = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in table.splitlines())
     assert (rows["hosts"], rows["chips"], rows["chips per host"]) == ("32", "128", "4")
-    assert (rows["global batch"], rows["per-device batch"]) == ("256", "1")
+    held = "4, each shared by 4 devices"
+    assert (rows["global batch"], rows["samples a device"]) == ("256", held)
 
 
 def test_a_config_that_does_not_fit_is_refused():
@@ -412,7 +413,7 @@ def test_the_command_from_flags_to_file(tmp_path):
     fits = command(*asked, "--dry-run")
     assert fits.returncode == 0, fits.stderr
     assert re.search(r"^hosts +4$", fits.stdout, re.M)
-    assert re.search(r"^per-device batch +4$", fits.stdout, re.M)  # 8 x 8 rollouts
+    assert re.search(r"^samples a device +16, ", fits.stdout, re.M)  # 8 x 8 rollouts
     path = tmp_path / "run.sh"
     assert command(*asked, f"--output={path}").returncode == 0
     overrides = {"data.path": "gs://b/d", "sampler.round_bf16": False}

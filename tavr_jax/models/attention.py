@@ -51,7 +51,10 @@ def attend(
 
 
 def choose(kernel: str, dtype: jnp.dtype) -> str:
-    """The kernel that `kernel` means on the devices a program is traced for."""
+    """The kernel that `kernel` means on the devices a program is traced for.
+
+    InputError where they have no such kernel, or it cannot take the numbers.
+    """
     small = jax.dtypes.itemsize_bits(dtype) == 16
     if kernel == "auto":
         usual = {"tpu": "splash", "gpu": "cudnn" if small else "chunked"}
@@ -60,5 +63,10 @@ def choose(kernel: str, dtype: jnp.dtype) -> str:
         raise InputError(
             f"model.attention: cudnn reads 16-bit numbers, not {dtype}: set "
             "model.dtype to bfloat16, or model.attention to auto"
+        )
+    wants = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",)}.get(kernel)
+    if wants and platform() not in wants:
+        raise InputError(
+            f"model.attention: {kernel} does not run on a {platform()}; set it to auto"
         )
     return kernel

@@ -75,7 +75,8 @@ FIXED = (
     "optimizer.ema_decay",
     "lora",
 )
-_FREE = ("policy.guard_window", "policy.guard_fall")  # of the sections above
+# Of the sections above; the last two say how numbers are made, not which.
+_FREE = ("policy.guard_window", "policy.guard_fall", "model.remat", "model.attention")
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax is writing
 _ITEMS = ("params", "opt_state", "progress")
 _MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")  # the last one, of a bucket

@@ -47,7 +47,9 @@ class Trace:
             self.close()
             self._report.pause(since)
             place = self._report.place / "profile"
-            self._report.say(f"trace of steps to {number}: xprof --logdir {place}")
+            self._report.say(
+                f"trace of steps to {number}: pip install xprof; xprof --logdir {place}"
+            )
 
     def close(self) -> None:
         """End it, where a run ends before."""
@@ -70,7 +72,7 @@ def memory_told(workdir: Place) -> Iterator[None]:
         line = " ".join(str(error).split())[:200]
         raise InputError(
             f"train: out of memory of the device ({line}); what was held is in {path}. "
-            "Lower data.batch_size, raise optimizer.accumulate, "
-            "parallel.context or parallel.fsdp, or set model.remat=full; launch.plan "
-            "says what fits"
+            "Raise optimizer.accumulate, parallel.context or parallel.fsdp, or set "
+            "model.remat=full; a smaller data.batch_size is a new run. What fits: "
+            "launch.plan"
         ) from error
