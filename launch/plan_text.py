@@ -16,7 +16,9 @@ def table(result: dict, chips: int) -> str:
     lines.append(("  temporaries", gib(hbm["temporaries"])))
     rest = hbm["total"] - hbm["temporaries"] - hbm["beside"]
     rest -= sum(hbm["of_arguments"].values())
-    lines.append(("  padding, outputs", gib(rest)))
+    # Arguments that a program does not read are not passed to it.
+    name = "  padding, outputs" if rest >= 0 else "  of those not read"
+    lines.append((name, gib(abs(rest))))
     if hbm["beside"]:
         lines.append(("  what lies beside it", gib(hbm["beside"])))
     if hbm["host"]:
