@@ -132,7 +132,10 @@ def _shortened(sizes: flops.Sizes, share: float) -> flops.Sizes:
 def _drawn(config: ConfigDict):
     graph, shapes = nnx.split(build.abstract_transformer(config), nnx.Param)
     rng = np.random.default_rng(config.seed)
-    draw = lambda x: jnp.asarray(rng.normal(0, 0.05, x.shape), x.dtype)  # noqa: E731
+
+    def draw(x: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(rng.normal(0, 0.05, x.shape), x.dtype)
+
     return graph, jax.tree.map(draw, shapes)
 
 

@@ -111,6 +111,9 @@ def test_parts_that_do_not_divide_are_refused():
 
 def test_networks_that_compare_samples_are_not_trained_in_parts():
     config = dataclasses.replace(ADAM, accumulate=2)
-    loss = lambda params, example: (0.0, {})  # noqa: E731
+
+    def loss(params, example):
+        return 0.0, {}
+
     with pytest.raises(InputError, match=r"^optimizer\.accumulate: 2: .*set it to 1"):
         networks.make_step(networks.face_draw, loss, config)
