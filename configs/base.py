@@ -404,4 +404,5 @@ def evaluation() -> ConfigDict:
     c.frames = 0  # longest video made of a pair; 0 = as long as its clip
     # Face network that scores; "mini" is another one than that of networks.face.
     c.face = "mini"
+    c.level = 0.95  # of intervals, a share between 0 and 1
     return c

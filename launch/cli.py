@@ -38,6 +38,11 @@ def positionals(name: str) -> list[str]:
     return [positional(name), *_positionals[1:]]
 
 
+def others() -> list[str]:
+    """All arguments beside flags, none if there are none."""
+    return list(_positionals)
+
+
 def enable_compilation_cache() -> None:
     """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or else in the
     user's cache folder: the second run of a command starts in seconds."""

@@ -12,15 +12,15 @@ from data_pipelines import conditions, media
 from data_pipelines.records import read_summary
 from data_pipelines.sources import Source
 from launch import readers
-from launch.held_out import Material, Pair, read_sample
+from launch.held_out import Material, Pair, frames_of, read_sample
 from launch.score_rows import Task, write_video
-from tavr_jax.evaluation import benchmark
+from tavr_jax.evaluation.benchmark import VERSION, Network
 
 
 def tasks(
     source: Source,
     pairs: Sequence[Pair],
-    networks: dict[str, str],
+    networks: dict[str, Network],
     config: ConfigDict,
     output: Path,
     truth: Path | None,
@@ -28,10 +28,10 @@ def tasks(
     """One task a pair. `truth`: folder of true mouth openings, or None."""
     negative = readers.load_text(config).read(config.text.negative)
     common = {
-        "version": benchmark.VERSION,
+        "version": VERSION,
         "data": read_summary(source.root)["encoded"],
         "frames": config.evaluation.frames,
-        "networks": networks,
+        "networks": {name: network.what for name, network in networks.items()},
         "truth": str(truth or ""),
     }
 
@@ -49,23 +49,25 @@ def tasks(
     return [task(index, pair) for index, pair in enumerate(pairs)]
 
 
-def describe(source: Source, pair: Pair) -> dict[str, Any]:
+def describe(source: Source, pair: Pair, config: ConfigDict) -> dict[str, Any]:
     """A pair, as results name it."""
     target, reference = (source.rows[i] for i in pair)
     caption = source.clip(pair.target)["caption"]
     crosses = target.scene != reference.scene
     return {
+        "key": target.clip_id,
         "target": target.clip_id,
         "reference": reference.clip_id,
         "person": target.person,
         "kind": "from another scene" if crosses else "is the same clip",
         "caption": caption.decode() if isinstance(caption, bytes) else caption,
+        "seconds": frames_of(target, config) / config.speech.fps,
         "size": target.size,
     }
 
 
 def introduction(
-    source: Source, pairs: Sequence[Pair], networks: dict[str, str]
+    source: Source, pairs: Sequence[Pair], networks: dict[str, Network]
 ) -> list[str]:
     """What the page says at its head."""
     rows, columns = source.rows[0].size
@@ -81,8 +83,11 @@ def introduction(
         '"Codec reconstruction" is the real video through the autoencoder alone: '
         "the model works in the autoencoder's space and cannot be sharper than it. "
         '"Still, repeated" shows the real first frame all the time: it has the right '
-        "face by construction and never speaks.",
-        f"Faces are judged by {networks['face']}; lips by {networks['lipsync']}. "
+        "face by construction and never speaks. "
+        '"Reference, copied" shows the reference itself: the right person in the wrong '
+        "place, saying something else.",
+        f"Faces are judged by {networks['face'].what}; lips by "
+        f"{networks['lipsync'].what}. "
         "Scores of these networks compare rows of this page, not papers.",
     ]
 

@@ -7,18 +7,22 @@ else is made again.
 
 import json
 import os
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 from numpy import ndarray
 from tqdm import tqdm
 
 from data_pipelines import video_files
 from launch.held_out import Material, Way
-from tavr_jax.evaluation import benchmark
+from tavr_jax.diffusion.chunks import FRAMES_PER_LATENT, Plan
+from tavr_jax.evaluation.results import Record
+from tavr_jax.evaluation.score_video import Judges, Scored, Scorer
 
 CRF = 12  # of the videos written: their blur should be the model's
 
@@ -34,37 +38,43 @@ class Task(NamedTuple):
 def run(
     ways: Sequence[Way],
     tasks: Sequence[Task],
-    judges: benchmark.Judges,
+    judges: Judges,
     config: ConfigDict,
-) -> dict[str, list[benchmark.Scores]]:
-    """Scores of every row on every sample; what is on disk and still true is kept."""
-    scores: dict[str, list[benchmark.Scores]] = defaultdict(list)
+) -> dict[str, list[Record]]:
+    """Every row's records, one a sample; what is on disk and still true is kept."""
+    records: dict[str, list[Record]] = defaultdict(list)
     total = len(tasks) * len(ways)
     with tqdm(total=total, desc="evaluating", unit="video", mininterval=2) as bar:
         for task in tasks:
             task.folder.mkdir(parents=True, exist_ok=True)
-            sample = None
+            sample = scorer = None
             for way in ways:
                 made_with = task.made_with | way.made_with
                 found = stored(task.folder, way.slug, made_with)
                 if found is None:
-                    sample = task.read() if sample is None else sample
-                    found = _make(task.folder, way, sample, judges, made_with, config)
-                scores[way.name].append(found)
+                    if scorer is None:
+                        sample = task.read()
+                        scorer = Scorer(sample.truth, judges)
+                    found = _make(task.folder, way, sample, scorer, made_with, config)
+                records[way.slug].append(found)
                 bar.update()
-    return scores
+    return records
 
 
-def stored(folder: Path, slug: str, made_with: dict) -> benchmark.Scores | None:
-    """Scores of a row that was made with exactly this, if there are any."""
+def stored(folder: Path, slug: str, made_with: dict) -> Record | None:
+    """The record of a row that was made with exactly this, if there is one."""
     path = folder / f"{slug}.json"
-    if not path.is_file() or not path.with_suffix(".mp4").is_file():
-        return None
     try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        return None  # damaged: made again
-    return found["scores"] if found["made_with"] == _json(made_with) else None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["made_with"] != _json(made_with):
+            return None
+        if not path.with_suffix(".mp4").is_file():
+            return None
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as features:
+            frames, clips = features["frames"], features["clips"]
+        return Record(found["scores"], tuple(found["failures"]), frames, clips)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None  # not there or damaged: made again
 
 
 def write_video(
@@ -86,18 +96,36 @@ def _make(
     folder: Path,
     way: Way,
     sample: Material,
-    judges: benchmark.Judges,
+    scorer: Scorer,
     made_with: dict,
     config: ConfigDict,
-) -> benchmark.Scores:
+) -> Record:
     path = folder / f"{way.slug}.json"
     path.unlink(missing_ok=True)  # it speaks of the video that is replaced now
     video = way.make(sample)
-    scores, curve = benchmark.score(video, sample.truth, judges)
+    found = scorer.score(video, joins(sample.plan) if way.chunked else ())
     write_video(path.with_suffix(".mp4"), video, sample.wave, config, way.tags)
-    record = {"scores": scores, "sync_curve": curve, "made_with": made_with}
-    write_text(path, json.dumps(record, indent=1))
-    return scores
+    _write_features(path.with_suffix(".npz"), found)
+    about = {
+        "scores": found.scores,
+        "failures": [],
+        "sync_curve": found.sync_curve,
+        "made_with": made_with,
+    }
+    write_text(path, json.dumps(about, indent=1))  # last: it says that all is there
+    return Record(found.scores, (), found.frames, found.clips)
+
+
+def joins(plan: Plan) -> list[int]:
+    """The first frames of a plan's chunks but the first: latent n begins at 4n - 3."""
+    return [FRAMES_PER_LATENT * (span.start - 1) + 1 for span in plan.spans[1:]]
+
+
+def _write_features(path: Path, found: Scored) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("wb") as file:
+        np.savez(file, frames=found.frames, clips=found.clips)
+    os.replace(partial, path)
 
 
 def _json(value: Any) -> Any:
