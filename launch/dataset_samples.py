@@ -44,7 +44,8 @@ def tasks(
             _write_inputs(folder, source, pair, sample, config)
             return sample
 
-        return Task(folder, common | {"clips": clips, "index": index}, read)
+        about = common | {"clips": clips, "index": index}
+        return Task(folder, clips[0], about, read)
 
     return [task(index, pair) for index, pair in enumerate(pairs)]
 

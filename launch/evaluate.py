@@ -8,6 +8,13 @@ video, the autoencoder's copy of it (ceiling), and frame 0 repeated (floor). Wri
 DIR/results.json, results.md, report.html (self-contained) and DIR/videos. A run that
 was stopped goes on where it was; a row made with anything else is made again.
 
+    python -m launch.evaluate --benchmark benchmark_data.json --media VIDEOS \\
+        --checkpoint W1 --results NAME=DIR --output OUT
+
+takes the pairs of a published list instead, cut out of videos that you have, and scores
+checkpoints (under protocols, `launch/benchmark_rows.py`) and folders of anybody's
+videos. OUT/inputs are the release's sample folders.
+
     python -m launch.evaluate --compare A/results.json,B/results.json
 
 prints how the rows of two evaluations of the same samples differ, and with what
@@ -20,13 +27,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
+from data_pipelines import benchmark_file
 from data_pipelines.records import read_summary
 from data_pipelines.sources import Source
-from launch import build, checkpoints, cli, dataset_samples, publish, score_rows
+from launch import (
+    benchmark_rows,
+    benchmark_samples,
+    build,
+    checkpoints,
+    cli,
+    dataset_samples,
+    publish,
+    score_rows,
+)
 from launch.held_out import check_codec, choose_pairs, make_judges, marks, ours
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, generate, page, results, tables
+from tavr_jax.evaluation import benchmark, generate, results, tables
 
 DATASET = flags.DEFINE_string("dataset", None, "Dataset of launch.prepare_data.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Workdirs, in the order of the rows.")
@@ -43,6 +61,24 @@ COMMANDS = flags.DEFINE_string(
 TRUTH = flags.DEFINE_string(
     "truth", None, "Folder of launch.render_people's truth: true mouth openings."
 )
+BENCHMARK = flags.DEFINE_string(
+    "benchmark", None, "Instead of --dataset: a benchmark's JSON."
+)
+MEDIA = flags.DEFINE_string(
+    "media", None, "Folder with its videos: ID.mp4 or ID_<start frame>_<end frame>.mp4."
+)
+ALLOW_MISSING = flags.DEFINE_bool(
+    "allow_missing", False, "Score the pairs whose videos are there."
+)
+RESULTS = flags.DEFINE_multi_string(
+    "results", [], "NAME=DIR: a row of videos that somebody made; may be repeated."
+)
+PROTOCOL = flags.DEFINE_list(
+    "protocol",
+    ["video"],
+    "What checkpoints are shown: video, image, adapted=DIR, "
+    "none, k=4,12,48 (frames); several: A,B.",
+)
 COMPARE = flags.DEFINE_list(
     "compare", [], "Two results.json, or their folders: A,B or A B; nothing is made."
 )
@@ -57,70 +93,118 @@ def main() -> None:
         return compare([*COMPARE.value, *cli.others()])
     if cli.others():
         raise InputError(f"flags: unexpected argument {cli.others()[0]!r}; see --help")
-    if not DATASET.value or not CHECKPOINT.value or not OUTPUT.value:
-        raise InputError(
-            "flags: --dataset DATASET, --checkpoint WORKDIR and --output DIR are needed"
-        )
+    check_flags()
     plots = publish.read_curves([Path(path) for path in METRICS_FROM.value])
     commands = publish.read_lines(Path(COMMANDS.value)) if COMMANDS.value else []
     first = [BASELINE.value] if BASELINE.value else []
     loaded = load_all(list(dict.fromkeys([*first, *CHECKPOINT.value])))
-    config, output = loaded[0].config, Path(OUTPUT.value)
+    config = loaded[0].config if loaded else flags.FLAGS["config"].value
     check_level(config.evaluation.level)
-    config.data.path = DATASET.value
-    source, codec = Source(config, SPLIT), build.codec(config)
-    check_codec(source, codec)
-    pairs = choose_pairs(source.rows, config.evaluation.pairs)
-    judges, networks = make_judges(config)
-    made = generate.OutputConfig(**config.output)
-    rows = ours(loaded, codec, made)
-    ways = [*marks(codec, made), *rows]
-
-    summary = read_summary(source.root)
-    truth = Path(TRUTH.value) if TRUTH.value else None
-    tasks = dataset_samples.tasks(source, pairs, networks, config, output, truth)
-    records = score_rows.run(ways, tasks, judges, config)
-    samples = [dataset_samples.describe(source, pair, config) for pair in pairs]
-    compared = publish.compared(ways, rows[0].slug if BASELINE.value else "")
+    made = (of_benchmark if BENCHMARK.value else of_dataset)(loaded, config)
+    records = score_rows.run(made.ways, made.tasks, made.judges, config)
+    mine = [way.slug for way in made.ways if way.slug not in benchmark.MARKS]
+    compared = publish.compared(mine, mine[0] if BASELINE.value else "")
     level, seed = config.evaluation.level, config.seed
     everything = {
         "version": benchmark.VERSION,
         "command": shlex.join(["python", "-m", "launch.evaluate", *sys.argv[1:]]),
         "level": level,
         "seed": seed,
-        "benchmark": {
+        "benchmark": made.benchmark,
+        "rows": publish.rows(made.ways),
+        "methods": results.described(benchmark.methods(made.networks)),
+        "samples": made.samples,
+        **results.findings(records, made.samples, compared, level, seed),
+    }
+    publish.publish(everything, made, plots, commands, config, Path(OUTPUT.value))
+
+
+def of_dataset(
+    loaded: Sequence[checkpoints.Checkpoint], config: ConfigDict
+) -> publish.Evaluation:
+    """The held-out people of a dataset."""
+    config.data.path = DATASET.value
+    source, codec = Source(config, SPLIT), build.codec(config)
+    check_codec(source, codec)
+    pairs = choose_pairs(source.rows, config.evaluation.pairs)
+    judges, networks = make_judges(config)
+    made = generate.OutputConfig(**config.output)
+    truth = Path(TRUTH.value) if TRUTH.value else None
+    output, summary = Path(OUTPUT.value), read_summary(source.root)
+    return publish.Evaluation(
+        ways=[*marks(codec, made), *ours(loaded, codec, made)],
+        tasks=dataset_samples.tasks(source, pairs, networks, config, output, truth),
+        samples=[dataset_samples.describe(source, pair, config) for pair in pairs],
+        benchmark={
             "name": f"held out of {Path(DATASET.value).resolve().name}",
             "sha256": summary["encoded"],
             "samples": len(pairs),
             "complete": True,
             "missing": {},
+            "dataset": {"path": DATASET.value, **summary},
         },
-        "dataset": {"path": DATASET.value, **summary},
-        "rows": publish.rows(ways),
-        "methods": results.described(benchmark.methods(networks)),
-        "samples": samples,
-        **results.findings(records, samples, compared, level, seed),
-    }
-    found = publish.publish(everything, output)
-    report = page.Report(
-        title=f"Held-out evaluation: {', '.join(way.name for way in rows)}",
         introduction=dataset_samples.introduction(source, pairs, networks),
-        tables=found,
-        samples=[
-            publish.page_sample(task.folder, sample, ways, config)
-            for task, sample in zip(tasks, samples, strict=True)
-        ],
-        plots=plots,
-        details=[
-            tables.sample_table(everything),
-            tables.method_table(everything["methods"]),
-        ],
-        commands=[*commands, everything["command"]],
-        provenance=publish.provenance(everything),
+        judges=judges,
+        networks=networks,
     )
-    page.write(output / "report.html", report)
-    print(tables.markdown(found))
-    print(f"{output / 'report.html'}: open it in a browser")
+
+
+def of_benchmark(
+    loaded: Sequence[checkpoints.Checkpoint], config: ConfigDict
+) -> publish.Evaluation:
+    """A published list of pairs, by media that the user has."""
+    wanted = benchmark_rows.protocols(PROTOCOL.value)
+    found = benchmark_file.read(BENCHMARK.value)
+    output = Path(OUTPUT.value)
+    results_of = [benchmark_rows.named(text) for text in RESULTS.value]
+    theirs = [benchmark_rows.theirs(*r, found.samples) for r in results_of]
+    pairs, missing = benchmark_samples.available(
+        found, Path(MEDIA.value), output, ALLOW_MISSING.value
+    )
+    judges, networks = make_judges(config)
+    codec, made = build.codec(config), generate.OutputConfig(**config.output)
+    studio, rows = None, []
+    if loaded:
+        studio = benchmark_samples.studio(codec, pairs, config)
+        for frames in dict.fromkeys(protocol.latents for protocol in wanted):
+            base = ours(benchmark_rows.with_latents(loaded, frames), codec, made)
+            for protocol in wanted:
+                if protocol.latents == frames:
+                    rows += benchmark_rows.under(base, protocol, output / "inputs")
+    floors = [w for w in marks(codec, made) if loaded or w.slug != "codec"]
+    about = benchmark_samples.describe_all(found, pairs, missing)
+    return publish.Evaluation(
+        ways=[*floors, *rows, *theirs],
+        tasks=benchmark_samples.tasks(
+            pairs, networks, found.sha256, studio, config, output
+        ),
+        samples=[benchmark_samples.describe(pair, config) for pair in pairs],
+        benchmark=about,
+        introduction=benchmark_samples.introduction(
+            pairs, len(found.samples), networks
+        ),
+        judges=judges,
+        networks=networks,
+    )
+
+
+def check_flags() -> None:
+    """InputError: flags that are missing, or do not go together."""
+    if DATASET.value and BENCHMARK.value:
+        raise InputError("flags: --dataset and --benchmark: give one of them")
+    if BENCHMARK.value:
+        if not MEDIA.value or not OUTPUT.value:
+            raise InputError("flags: --benchmark needs --media DIR and --output DIR")
+        if not CHECKPOINT.value and not RESULTS.value:
+            raise InputError(
+                "flags: --checkpoint WORKDIR or --results NAME=DIR: give one or both"
+            )
+    elif not DATASET.value or not CHECKPOINT.value or not OUTPUT.value:
+        raise InputError(
+            "flags: --dataset DATASET, --checkpoint WORKDIR and --output DIR are needed"
+        )
+    elif RESULTS.value or PROTOCOL.value != ["video"]:
+        raise InputError("flags: --results and --protocol: they need --benchmark")
 
 
 def compare(paths: Sequence[str]) -> None:
@@ -151,7 +235,7 @@ def load_all(paths: Sequence[str]) -> list[checkpoints.Checkpoint]:
     for path in map(checkpoints.find, paths):
         config = checkpoints.config_of(path, given, fields)
         loaded.append(checkpoints.load(path, config))
-    first = loaded[0].config
+    first = loaded[0].config if loaded else None
     for other in loaded[1:]:
         for name in ("codec", "speech", "text", "face", "lipsync", "networks"):
             if other.config[name].to_dict() != first[name].to_dict():

@@ -43,11 +43,12 @@ class Material(NamedTuple):
 
     # what a checkpoint makes it from: what it hears in silence is its own
     request: Callable[[checkpoints.Checkpoint], generate.Request]
-    plan: chunks.Plan
+    plan: chunks.Plan | None  # None: nothing can be generated
     truth: score_video.Truth
     latents: Callable[[], ndarray]  # of the real video, (T, H, W, C)
     wave: ndarray  # its speech
     index: int  # of the sample: each has noise of its own
+    key: str  # of the sample: names its files
 
 
 class Way(NamedTuple):
@@ -60,6 +61,8 @@ class Way(NamedTuple):
     tags: dict[str, str]
     chunked: bool = False  # made by the sample's plan: its joins are known
     protocol: str = "video"  # what is shown of the person
+    # what else a sample's video depends on, by its key: somebody's file
+    of: Callable[[str], dict[str, Any]] | None = None
 
 
 def choose_pairs(rows: Sequence[Row], count: int) -> list[Pair]:
@@ -141,7 +144,9 @@ def read_sample(
     rate, fps = config.speech.sample_rate, config.speech.fps
     wave = clip["wave"][: plan.frames * rate // fps].astype(np.float32) / 32767
     latents = target["latents"][: plan.latents]
-    return Material(lambda _: request, plan, known, lambda: latents, wave, index)
+    return Material(
+        lambda _: request, plan, known, lambda: latents, wave, index, row.clip_id
+    )
 
 
 def persons(boxes: Float[ndarray, "F 4"]) -> Float[ndarray, "n 4"]:

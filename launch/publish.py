@@ -4,17 +4,18 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from launch.held_out import Way
-from launch.score_rows import write_text
+from launch.score_rows import Task, write_text
 from launch.stages import FLOW
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import page, tables
-from tavr_jax.evaluation.benchmark import MARKS
+from tavr_jax.evaluation.benchmark import MARKS, Network
 from tavr_jax.evaluation.results import Results
+from tavr_jax.evaluation.score_video import Judges
 
 _TOLD = ("checkpoint", "fingerprint", "codec", "steps", "seed", "folder")
 
@@ -32,24 +33,58 @@ def rows(ways: Sequence[Way]) -> dict[str, dict[str, Any]]:
     }
 
 
-def compared(ways: Sequence[Way], baseline: str) -> list[tuple[str, str]]:
-    """Which rows are tested against each other: all that are no marks against the
-    `baseline`, or each against those before it."""
-    slugs = [way.slug for way in ways if way.slug not in MARKS]
+def compared(slugs: Sequence[str], baseline: str) -> list[tuple[str, str]]:
+    """Which rows are tested against each other: all against the `baseline`, or each
+    against those before it."""
     if baseline:
         return [(slug, baseline) for slug in slugs if slug != baseline]
     return [(slug, other) for i, slug in enumerate(slugs) for other in slugs[:i]]
 
 
-def publish(results: Results, output: Path) -> list[page.Table]:
-    """results.json and results.md, from one dict; returns the tables."""
+class Evaluation(NamedTuple):
+    """What is scored, by what, and how it is introduced."""
+
+    ways: list[Way]
+    tasks: list[Task]
+    samples: list[dict[str, Any]]  # as results name them
+    benchmark: dict[str, Any]  # likewise
+    introduction: list[str]
+    judges: Judges
+    networks: dict[str, Network]
+
+
+def publish(
+    results: Results,
+    made: Evaluation,
+    plots: list[page.Plot],
+    commands: list[str],
+    config: ConfigDict,
+    output: Path,
+) -> None:
+    """results.json, results.md and report.html, from one dict; prints the tables."""
     write_text(output / "results.json", json.dumps(results, indent=1, allow_nan=False))
     found = tables.summary_tables(results)
     whole = [*found, tables.sample_table(results)]
     head = f"# Evaluation: {results['benchmark']['name']}\n\n"
     command = f"    {results['command']}\n\n"
     write_text(output / "results.md", head + command + tables.markdown(whole))
-    return found
+    names = [way.name for way in made.ways if way.slug not in MARKS]
+    report = page.Report(
+        title=f"Evaluation: {', '.join(names)}",
+        introduction=made.introduction,
+        tables=found,
+        samples=[
+            page_sample(task.folder, sample, made.ways, config)
+            for task, sample in zip(made.tasks, made.samples, strict=True)
+        ],
+        plots=plots,
+        details=[whole[-1], tables.method_table(results["methods"])],
+        commands=[*commands, results["command"]],
+        provenance=provenance(results),
+    )
+    page.write(output / "report.html", report)
+    print(tables.markdown(found))
+    print(f"{output / 'report.html'}: open it in a browser")
 
 
 def read_curves(workdirs: Sequence[Path]) -> list[page.Plot]:
@@ -98,6 +133,8 @@ def page_sample(
         mine = way.slug not in MARKS
         if way.slug == "still":
             continue  # a picture that does not move; its scores are in the tables
+        if not (folder / f"{way.slug}.mp4").is_file():
+            continue  # a failure: the tables say so
         scores = json.loads((folder / f"{way.slug}.json").read_text())["scores"]
         facts = tables.facts(scores)
         shown.append(medium(way.name, f"{way.slug}.mp4", facts, mine, way is ways[-1]))

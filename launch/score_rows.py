@@ -21,16 +21,21 @@ from tqdm import tqdm
 from data_pipelines import video_files
 from launch.held_out import Material, Way
 from tavr_jax.diffusion.chunks import FRAMES_PER_LATENT, Plan
+from tavr_jax.errors import InputError
+from tavr_jax.evaluation.benchmark import METRICS
 from tavr_jax.evaluation.results import Record
 from tavr_jax.evaluation.score_video import Judges, Scored, Scorer
 
 CRF = 12  # of the videos written: their blur should be the model's
+MISSING, SHORT = "missing", "short"  # failure tags
+SLACK = 2  # frames that a video may lack before it is called short
 
 
 class Task(NamedTuple):
     """A sample that is read only if some row of it has to be made."""
 
     folder: Path  # of its videos and scores
+    key: str  # of the sample
     made_with: dict[str, Any]  # what every row of it depends on
     read: Callable[[], Material]  # also writes to `folder` what the page shows of it
 
@@ -50,6 +55,8 @@ def run(
             sample = scorer = None
             for way in ways:
                 made_with = task.made_with | way.made_with
+                if way.of is not None:
+                    made_with |= way.of(task.key)
                 found = stored(task.folder, way.slug, made_with)
                 if found is None:
                     if scorer is None:
@@ -68,6 +75,8 @@ def stored(folder: Path, slug: str, made_with: dict) -> Record | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["made_with"] != _json(made_with):
             return None
+        if MISSING in found["failures"]:
+            return _missing()
         if not path.with_suffix(".mp4").is_file():
             return None
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as features:
@@ -102,18 +111,31 @@ def _make(
 ) -> Record:
     path = folder / f"{way.slug}.json"
     path.unlink(missing_ok=True)  # it speaks of the video that is replaced now
-    video = way.make(sample)
+    try:
+        video = way.make(sample)
+    except InputError as error:  # of this row alone: the others are scored
+        tqdm.write(f"{way.name}: sample {sample.key}: {error}")
+        path.with_suffix(".mp4").unlink(missing_ok=True)
+        about = {"failures": [MISSING], "reason": str(error), "made_with": made_with}
+        write_text(path, json.dumps(about, indent=1))
+        return _missing()
+    failures = [SHORT] * (len(video) < len(sample.truth.frames) - SLACK)
     found = scorer.score(video, joins(sample.plan) if way.chunked else ())
     write_video(path.with_suffix(".mp4"), video, sample.wave, config, way.tags)
     _write_features(path.with_suffix(".npz"), found)
     about = {
         "scores": found.scores,
-        "failures": [],
+        "failures": failures,
         "sync_curve": found.sync_curve,
         "made_with": made_with,
     }
     write_text(path, json.dumps(about, indent=1))  # last: it says that all is there
-    return Record(found.scores, (), found.frames, found.clips)
+    return Record(found.scores, tuple(failures), found.frames, found.clips)
+
+
+def _missing() -> Record:
+    scores = dict.fromkeys(metric.key for metric in METRICS)
+    return Record(scores, (MISSING,), np.zeros((0, 39)), np.zeros((0, 51)))
 
 
 def joins(plan: Plan) -> list[int]:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data_pipelines import benchmark_file
+from data_pipelines import benchmark_file, benchmark_mini
 from tavr_jax.errors import InputError
 
 
@@ -96,3 +96,18 @@ def test_what_is_no_list_of_samples_is_refused(tmp_path, text):
         benchmark_file.read(write(tmp_path / "b.json", text))
     with pytest.raises(InputError, match=r"No such file"):
         benchmark_file.read(tmp_path / "nowhere.json")
+
+
+def test_the_mini_benchmark_is_158_frozen_pairs_of_79_people(tmp_path):
+    path = write(tmp_path / "mini.json", benchmark_mini.text())
+    found = benchmark_file.read(path)
+    assert len(found.samples) == 158
+    assert len({sample.person for sample in found.samples}) == 79
+    assert len({sample.key for sample in found.samples}) == 158
+    for sample in found.samples:
+        scenes = sample.target.video_id, sample.reference.video_id
+        assert len(set(scenes)) == 2
+        assert {scene.split("/")[0] for scene in scenes} == {sample.person}
+        assert sample.target.end_frame == 85
+    # published numbers are of this list: another one needs another name
+    assert found.sha256.startswith("78fbefc07bb72858")
