@@ -45,6 +45,7 @@ from launch import (
 from launch.held_out import check_codec, choose_pairs, make_judges, marks, ours
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import benchmark, generate, results, tables
+from tavr_jax.evaluation.failures import FailureConfig
 
 DATASET = flags.DEFINE_string("dataset", None, "Dataset of launch.prepare_data.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Workdirs, in the order of the rows.")
@@ -100,6 +101,7 @@ def main() -> None:
     loaded = load_all(list(dict.fromkeys([*first, *CHECKPOINT.value])))
     config = loaded[0].config if loaded else flags.FLAGS["config"].value
     check_level(config.evaluation.level)
+    limits = FailureConfig(**config.evaluation.failures)
     made = (of_benchmark if BENCHMARK.value else of_dataset)(loaded, config)
     records = score_rows.run(made.ways, made.tasks, made.judges, config)
     mine = [way.slug for way in made.ways if way.slug not in benchmark.MARKS]
@@ -114,7 +116,7 @@ def main() -> None:
         "rows": publish.rows(made.ways),
         "methods": results.described(benchmark.methods(made.networks)),
         "samples": made.samples,
-        **results.findings(records, made.samples, compared, level, seed),
+        **results.findings(records, made.samples, compared, limits, level, seed),
     }
     publish.publish(everything, made, plots, commands, config, Path(OUTPUT.value))
 

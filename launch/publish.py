@@ -14,6 +14,7 @@ from launch.stages import FLOW
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import page, tables
 from tavr_jax.evaluation.benchmark import MARKS, Network
+from tavr_jax.evaluation.page_strips import strips
 from tavr_jax.evaluation.results import Results
 from tavr_jax.evaluation.score_video import Judges
 
@@ -73,9 +74,10 @@ def publish(
         title=f"Evaluation: {', '.join(names)}",
         introduction=made.introduction,
         tables=found,
+        figures=strips(results),
         samples=[
-            page_sample(task.folder, sample, made.ways, config)
-            for task, sample in zip(made.tasks, made.samples, strict=True)
+            page_sample(made.tasks[i].folder, made.samples[i], made.ways, config)
+            for i in chosen(results, config.evaluation.shown)
         ],
         plots=plots,
         details=[whole[-1], tables.method_table(results["methods"])],
@@ -85,6 +87,18 @@ def publish(
     page.write(output / "report.html", report)
     print(tables.markdown(found))
     print(f"{output / 'report.html'}: open it in a browser")
+
+
+def chosen(results: Results, most: int) -> list[int]:
+    """Which samples the page carries: all, or as many of the worst and of the best by
+    the identity of the last row, what is missing first."""
+    count = len(results["samples"])
+    if count <= most:
+        return list(range(count))
+    *_, last = results["scores"].values()
+    scores = last["identity"]
+    order = sorted(range(count), key=lambda i: (scores[i] is not None, scores[i] or 0))
+    return order[: most - most // 2] + order[count - most // 2 :]
 
 
 def read_curves(workdirs: Sequence[Path]) -> list[page.Plot]:

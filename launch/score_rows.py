@@ -23,11 +23,11 @@ from launch.held_out import Material, Way
 from tavr_jax.diffusion.chunks import FRAMES_PER_LATENT, Plan
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation.benchmark import METRICS
+from tavr_jax.evaluation.failures import MISSING, SHORT
 from tavr_jax.evaluation.results import Record
 from tavr_jax.evaluation.score_video import Judges, Scored, Scorer
 
 CRF = 12  # of the videos written: their blur should be the model's
-MISSING, SHORT = "missing", "short"  # failure tags
 SLACK = 2  # frames that a video may lack before it is called short
 
 

@@ -2,15 +2,17 @@
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
 
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, results, tables
+from tavr_jax.evaluation import benchmark, failures, page_strips, results, tables
 from tavr_jax.evaluation.benchmark import METRICS, Network
 
 PEOPLE, PAIRS = 6, 3
+LIMITS = failures.FailureConfig(0.5, 0.2, 5.0, 0.3, 1e3, 1e3, 1e3, 1e3)
 NETWORKS = dict.fromkeys(("face", "lipsync"), Network("net 1", "Apache-2.0", True))
 
 
@@ -35,7 +37,12 @@ def made(better=0.5, seed=0):
         "one": records(rng, 0.0),
         "two": records(rng, better),
     }
-    rows["two"][1] = rows["two"][1]._replace(failures=("drift",))
+    rows["two"][1] = rows["two"][1]._replace(failures=("short",))
+    for row in rows.values():  # of the first people, whose level is near 0
+        for record in row:
+            record.scores.update(identity=5 + record.scores["identity"])
+            record.scores.update(motion=1.0, sharpness=1.0)
+    rows["two"][2].scores.update(motion=0.1, offset=9.0)
     samples = [
         {"key": f"{p}{i}", "person": str(p), "reference": "r", "target": "t",
          "caption": "", "seconds": 1.0, "size": [8, 8]}
@@ -48,7 +55,7 @@ def made(better=0.5, seed=0):
         "rows": {slug: {"name": slug.title()} for slug in rows},
         "methods": results.described(benchmark.methods(NETWORKS)),
         "samples": samples,
-        **results.findings(rows, samples, [("two", "one")], 0.95, 0),
+        **results.findings(rows, samples, [("two", "one")], LIMITS, 0.95, 0),
     }  # fmt: skip
 
 
@@ -69,7 +76,11 @@ def test_what_samples_share_cancels_in_comparisons(found):
     assert (psnr["pairs"], psnr["undefined"]) == (17, 1)
     assert found["summary"]["one"]["offset"]["mean"] == 3  # -3 and 3 do not cancel
     assert found["scores"]["one"]["offset"][:2] == [3, -3]
-    assert found["failures"] == {"truth": {}, "one": {}, "two": {"01": ["drift"]}}
+    assert found["failures"] == {
+        "truth": {},
+        "one": {},
+        "two": {"01": ["short"], "02": ["frozen", "out_of_sync"]},
+    }
     assert found["sets"].keys() == {"one", "two"}
     assert found["sets"]["one"]["fid_mini"]["samples"] == [72, 72]
     assert abs(found["sets"]["one"]["kid_mini"]) < 1
@@ -80,12 +91,33 @@ def test_tables_say_what_the_numbers_say(found):
     shown = found["summary"]["two"]["identity"]
     assert f"{shown['mean']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in text
     assert "18 sample(s) of 6 person(s)" in text
-    assert "Two less One" in text and "| 01 | Two |" in text and "drift" in text
+    assert "Two less One" in text and "| 01 | Two |" in text and "frozen" in text
     part = found["benchmark"] | {"samples": 158, "complete": False}
     assert (
         "18 of 158 sample(s)"
         in tables.summary_tables(found | {"benchmark": part})[0].note
     )
+
+
+def test_every_value_is_a_dot_inside_its_figure(found):
+    figures = page_strips.strips(
+        found | {"rows": {"<b>": {"name": "<b>"}}} | _as_b(found)
+    )
+    assert len(figures) == len(METRICS)
+    for metric, figure in zip(METRICS, figures, strict=True):
+        values = [v for v in found["scores"]["one"][metric.key] if v is not None]
+        places = [
+            float(x) for x in re.findall(r'circle class="dot" cx="([\d.]+)"', figure)
+        ]
+        assert len(places) == len(values)
+        assert all(110 <= x <= 388 for x in places)
+        order = np.argsort(values, kind="stable")
+        assert (np.diff(np.array(places)[order]) >= 0).all()
+        assert "<b>" not in figure
+
+
+def _as_b(found):
+    return {name: {"<b>": found[name]["one"]} for name in ("scores", "summary")}
 
 
 def test_two_files_compare_row_by_row(found):

@@ -8,7 +8,7 @@ import pytest
 
 from configs import cross_scene
 from data_pipelines import benchmark_file, people, video_files
-from launch import benchmark_rows, score_rows
+from launch import benchmark_rows, publish, score_rows
 from launch.benchmark_rows import Protocol
 from launch.held_out import Material, Way, persons
 from launch.score_rows import Task
@@ -143,6 +143,15 @@ def test_a_row_made_with_anything_else_is_made_again(tmp_path):
 def test_joins_are_where_chunks_begin():
     plan = chunks.plan(37, 5, 1, 0)  # latents 0-4, 5-8, 9-
     assert score_rows.joins(plan) == [17, 33]
+
+
+def test_the_page_carries_the_worst_and_the_best():
+    scores = [0.5, None, 0.9, 0.1, None, -0.2, 0.7]
+    found = {"samples": scores, "scores": {"truth": {}, "one": {"identity": scores}}}
+    assert publish.chosen(found, 7) == list(range(7))
+    assert publish.chosen(found, 5) == [1, 4, 5, 6, 2]
+    assert publish.chosen(found, 1) == [1]
+    assert publish.chosen(found, 0) == []
 
 
 # Rows of a benchmark

@@ -104,8 +104,7 @@ METRICS = (
         "change outside the face - the real one's, grey levels", "luma",
     ),
     Metric(
-        "motion", "Motion", "zero", 3,
-        "motion of the face - the real one's, face heights a second", "luma",
+        "motion", "Motion", "one", 2, "motion of the face / the real one's", "luma",
     ),
     Metric(
         "blinks", "Blinks", "zero", 1,

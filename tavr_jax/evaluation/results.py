@@ -26,8 +26,9 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, metrics_features
+from tavr_jax.evaluation import benchmark, failures, metrics_features
 from tavr_jax.evaluation.benchmark import METRICS
+from tavr_jax.evaluation.failures import FailureConfig
 from tavr_jax.evaluation.metrics_method import Method
 from tavr_jax.evaluation.score_video import Scores
 
@@ -58,12 +59,14 @@ def findings(
     records: Mapping[str, Sequence[Record]],
     samples: Sequence[Mapping[str, Any]],
     compared: Sequence[tuple[str, str]],
+    limits: FailureConfig,
     level: float,
     seed: int,
 ) -> Results:
     """Everything above that follows from the records of rows, by their slug.
 
-    `compared` names the pairs of rows that are tested against each other.
+    `compared` names the pairs of rows that are tested against each other. The row
+    `REAL` is one of the records.
     """
     people = [sample["person"] for sample in samples]
     keys = [sample["key"] for sample in samples]
@@ -75,9 +78,14 @@ def findings(
         },
         "failures": {
             slug: {
-                key: list(record.failures)
-                for key, record in zip(keys, row, strict=True)
-                if record.failures
+                key: tags
+                for key, record, real in zip(keys, row, records[REAL], strict=True)
+                if (
+                    tags := [
+                        *record.failures,
+                        *failures.tags(record.scores, real.scores, limits),
+                    ]
+                )
             }
             for slug, row in records.items()
         },
@@ -88,7 +96,7 @@ def findings(
         "sets": {
             slug: distances(row, records[REAL])
             for slug, row in records.items()
-            if REAL in records and slug != REAL
+            if slug != REAL
         },
         "comparisons": {
             f"{a}|{b}": _plain(

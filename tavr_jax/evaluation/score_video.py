@@ -147,8 +147,8 @@ class Scorer:
         fps, real, told = self.truth.fps, self.curves, self.told
         moves = metrics_scene.motion(video, self._boxes(video), fps)
         found: Scores = dict.fromkeys(("motion", "blinks", "style", "follows", "leak"))
-        if moves is not None and self.moves is not None:
-            found["motion"] = moves - self.moves
+        if moves is not None and self.moves:
+            found["motion"] = moves / self.moves
         if curves is None or real is None:
             return found
         rates = [metrics_face.blinks(c.eyes, fps).per_minute for c in (curves, real)]
