@@ -124,24 +124,29 @@ def tasks(
 
 
 def available(
-    benchmark: Benchmark, media_folder: Path, output: Path, allow_missing: bool
+    benchmark: Benchmark,
+    media_folder: Path,
+    output: Path,
+    allow_missing: bool,
+    tell: bool,
 ) -> tuple[list[Pair], dict[str, str]]:
     """The pairs whose footage is there, and why each other one is left out.
 
-    Both are printed; what is missing is written to `output`. InputError: something is
-    missing and that is not allowed, or everything is.
+    `tell`: both are printed, and what is missing is written to `output`. InputError:
+    something is missing and that is not allowed, or everything is.
     """
     places, missing = benchmark_media.find(benchmark, media_folder)
-    for span in missing:
-        print(f"missing: {span.video_id}  {span.url}")
     pairs, left_out = benchmark_inputs.locate(benchmark, places)
     listed = len(benchmark.samples)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "missing.json", json.dumps(left_out, indent=1))
-    for pair in pairs:
-        for remark in (*pair.reference.remarks, *pair.target.remarks):
-            print(f"differs: {pair.sample.key}: {remark}")
-    print(f"{len(pairs)} of {listed} pairs of {benchmark.name} can be scored")
+    if tell:
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(output / "missing.json", json.dumps(left_out, indent=1))
+        for span in missing:
+            print(f"missing: {span.video_id}  {span.url}")
+        for pair in pairs:
+            for remark in (*pair.reference.remarks, *pair.target.remarks):
+                print(f"differs: {pair.sample.key}: {remark}")
+        print(f"{len(pairs)} of {listed} pairs of {benchmark.name} can be scored")
     if left_out and not (allow_missing and pairs):
         key, reason = next(iter(left_out.items()))
         raise InputError(

@@ -80,6 +80,12 @@ PROTOCOL = flags.DEFINE_list(
     "What checkpoints are shown: video, image, adapted=DIR, "
     "none, k=4,12,48 (frames); several: A,B.",
 )
+SHARE = flags.DEFINE_string(
+    "share",
+    "0/1",
+    "I/N: make samples I, I + N, ...; N processes share one --output, "
+    "and 0/N waits for the others and writes the results.",
+)
 COMPARE = flags.DEFINE_list(
     "compare", [], "Two results.json, or their folders: A,B or A B; nothing is made."
 )
@@ -95,6 +101,7 @@ def main() -> None:
     if cli.others():
         raise InputError(f"flags: unexpected argument {cli.others()[0]!r}; see --help")
     check_flags()
+    index, count = share()
     plots = publish.read_curves([Path(path) for path in METRICS_FROM.value])
     commands = publish.read_lines(Path(COMMANDS.value)) if COMMANDS.value else []
     first = [BASELINE.value] if BASELINE.value else []
@@ -103,7 +110,10 @@ def main() -> None:
     check_level(config.evaluation.level)
     limits = FailureConfig(**config.evaluation.failures)
     made = (of_benchmark if BENCHMARK.value else of_dataset)(loaded, config)
-    records = score_rows.run(made.ways, made.tasks, made.judges, config)
+    records = score_rows.run(made.ways, made.tasks, made.judges, config, (index, count))
+    if index:
+        print(f"share {index}/{count} is done; share 0/{count} writes the results")
+        return
     mine = [way.slug for way in made.ways if way.slug not in benchmark.MARKS]
     compared = publish.compared(mine, mine[0] if BASELINE.value else "")
     level, seed = config.evaluation.level, config.seed
@@ -161,7 +171,7 @@ def of_benchmark(
     results_of = [benchmark_rows.named(text) for text in RESULTS.value]
     theirs = [benchmark_rows.theirs(*r, found.samples) for r in results_of]
     pairs, missing = benchmark_samples.available(
-        found, Path(MEDIA.value), output, ALLOW_MISSING.value
+        found, Path(MEDIA.value), output, ALLOW_MISSING.value, share()[0] == 0
     )
     judges, networks = make_judges(config)
     codec, made = build.codec(config), generate.OutputConfig(**config.output)
@@ -222,6 +232,15 @@ def compare(paths: Sequence[str]) -> None:
         title = f"{names[0][a]} of {paths[0]} less {names[1][b]} of {paths[1]}"
         shown.append(tables.comparison_table(title, metrics))
     print(tables.markdown(shown))
+
+
+def share() -> tuple[int, int]:
+    """`--share`. InputError: no such share."""
+    index, _, count = SHARE.value.partition("/")
+    sound = index.isdigit() and count.isdigit() and int(index) < int(count)
+    if not sound:
+        raise InputError(f"--share {SHARE.value}: expected I/N, I from 0 to N - 1")
+    return int(index), int(count)
 
 
 def check_level(level: float) -> None:

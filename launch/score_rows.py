@@ -7,6 +7,7 @@ else is made again.
 
 import json
 import os
+import time
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from tavr_jax.evaluation.results import Record
 from tavr_jax.evaluation.score_video import Judges, Scored, Scorer
 
 CRF = 12  # of the videos written: their blur should be the model's
+PATIENCE, PAUSE = 3600.0, 1.0  # seconds: without a video, between two looks
 SLACK = 2  # frames that a video may lack before it is called short
 
 
@@ -45,8 +47,53 @@ def run(
     tasks: Sequence[Task],
     judges: Judges,
     config: ConfigDict,
+    share: tuple[int, int] = (0, 1),
 ) -> dict[str, list[Record]]:
-    """Every row's records, one a sample; what is on disk and still true is kept."""
+    """Every row's records, one a sample; what is on disk and still true is kept.
+
+    `share` = (i, n): this process makes samples i, i + n, ... of a folder that n
+    processes write. The first one waits for the others and returns all records, the
+    others return theirs. InputError: the others do not come.
+    """
+    index, count = share
+    records = _made(ways, tasks[index::count], judges, config)
+    return gather(ways, tasks, PATIENCE) if count > 1 and index == 0 else records
+
+
+def gather(
+    ways: Sequence[Way], tasks: Sequence[Task], patience: float
+) -> dict[str, list[Record]]:
+    """All records from the disk, where other processes are still writing some.
+
+    InputError: none has come for `patience` seconds.
+    """
+    records: dict[str, list[Record]] = defaultdict(list)
+    wanted = [(task, way) for task in tasks for way in ways]
+    with tqdm(total=len(wanted), desc="waiting", unit="video", delay=2) as bar:
+        for task, way in wanted:
+            until = time.monotonic() + patience
+            while (found := stored(task.folder, way.slug, made_of(task, way))) is None:
+                if time.monotonic() > until:
+                    raise InputError(
+                        f"--share: {way.name} of sample {task.key} has not come for "
+                        f"{patience:.0f} s; start every share again, what is made "
+                        "is kept"
+                    )
+                time.sleep(PAUSE)
+            records[way.slug].append(found)
+            bar.update()
+    return records
+
+
+def made_of(task: Task, way: Way) -> dict[str, Any]:
+    """All that the video of a row on a sample depends on."""
+    own = {} if way.of is None else way.of(task.key)
+    return task.made_with | way.made_with | own
+
+
+def _made(
+    ways: Sequence[Way], tasks: Sequence[Task], judges: Judges, config: ConfigDict
+) -> dict[str, list[Record]]:
     records: dict[str, list[Record]] = defaultdict(list)
     total = len(tasks) * len(ways)
     with tqdm(total=total, desc="evaluating", unit="video", mininterval=2) as bar:
@@ -54,9 +101,7 @@ def run(
             task.folder.mkdir(parents=True, exist_ok=True)
             sample = scorer = None
             for way in ways:
-                made_with = task.made_with | way.made_with
-                if way.of is not None:
-                    made_with |= way.of(task.key)
+                made_with = made_of(task, way)
                 found = stored(task.folder, way.slug, made_with)
                 if found is None:
                     if scorer is None:

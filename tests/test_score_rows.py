@@ -89,11 +89,11 @@ class Counted:
         truth = Way("Ground truth", "truth", real, {}, {})
         return [truth, Way("row", "row", make, {"mark": self.mark}, {})]
 
-    def run(self):
+    def run(self, share=(0, 1)):
         self.reads.clear()
         self.makes.clear()
         config = cross_scene.get_config("tiny")
-        return score_rows.run(self.ways(), self.tasks, judges(), config)
+        return score_rows.run(self.ways(), self.tasks, judges(), config, share)
 
 
 def test_a_second_run_makes_nothing_and_says_the_same(tmp_path):
@@ -138,6 +138,23 @@ def test_a_row_made_with_anything_else_is_made_again(tmp_path):
     assert found["row"][1].failures == ("short",)
     stored = json.loads((tmp_path / "samples/1/row.json").read_text())
     assert stored["made_with"] == {"version": 1, "mark": "second"}
+
+
+def test_shares_are_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_rows, "PATIENCE", 0.0)
+    alone = Counted(tmp_path / "alone", count=3)
+    whole = alone.run()
+    shared = Counted(tmp_path / "shared", count=3)
+    with pytest.raises(InputError, match=r"--share: .*sample 001_v1"):
+        shared.run((0, 2))
+    assert shared.makes == [0, 2]
+    shared.run((1, 2))
+    assert shared.makes == [1]
+    found = shared.run((0, 2))
+    assert shared.makes == []
+    for slug, records in whole.items():
+        assert [r.scores for r in records] == [r.scores for r in found[slug]]
+        assert [r.failures for r in records] == [r.failures for r in found[slug]]
 
 
 def test_joins_are_where_chunks_begin():

@@ -1,7 +1,7 @@
 """Every value of a metric as a dot, a line a row: the distribution behind a mean."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
@@ -10,7 +10,7 @@ from tavr_jax.evaluation.page import ticks
 from tavr_jax.evaluation.results import Results
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _BOTTOM = 400, 110, 12, 8, 22, 24  # pixels
-_NAME = 17  # letters of a row's name that fit
+_NAME = 15  # letters of a row's name that fit
 
 
 def strips(results: Results) -> list[str]:
@@ -26,8 +26,9 @@ def strip_svg(
     metric: Metric, rows: Mapping[str, Mapping[str, Any]], results: Results
 ) -> str:
     """One metric: a dot a sample, a bar for the mean and a line for its interval."""
+    size = abs if metric.better == "zero" else float  # as it is averaged
     values = {
-        slug: [v for v in results["scores"][slug][metric.key] if v is not None]
+        slug: [size(v) for v in results["scores"][slug][metric.key] if v is not None]
         for slug in rows
     }
     every = [v for row in values.values() for v in row if math.isfinite(v)]
@@ -57,7 +58,7 @@ def strip_svg(
             f'<circle class="dot" cx="{x(v):.1f}" cy="{y:.1f}" r="3"/>'
             for v in values[slug]
         ]
-        shapes.append(_mean(results["summary"][slug][metric.key], x, y, axis))
+        shapes.append(_mean(results["summary"][slug][metric.key], x, y))
     title = escape(metric.label)
     return (
         f'<figure><h3>{title}</h3><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
@@ -66,15 +67,13 @@ def strip_svg(
     )
 
 
-def _mean(found: Mapping[str, Any] | None, x, y: float, axis: Sequence[float]) -> str:
+def _mean(
+    found: Mapping[str, Any] | None, x: Callable[[float], float], y: float
+) -> str:
     if found is None:
         return ""
-
-    def inside(value: float) -> float:  # sizes are averaged, signs are drawn
-        return x(min(max(value, axis[0]), axis[-1]))
-
-    bar = f'<path class="mean" d="M{inside(found["mean"]):.1f} {y - 8:.1f}v16"/>'
+    bar = f'<path class="mean" d="M{x(found["mean"]):.1f} {y - 8:.1f}v16"/>'
     if found["low"] is None:
         return bar
-    low, high = inside(found["low"]), inside(found["high"])
+    low, high = x(found["low"]), x(found["high"])
     return f'{bar}<path class="mean" d="M{low:.1f} {y:.1f}H{high:.1f}"/>'
