@@ -421,4 +421,5 @@ def failures() -> ConfigDict:
     c.drift = 10.0  # further than this from the first seconds' colour, CIE 1976
     c.seam = 4.0  # more than this many times the usual change where chunks join
     c.copied = 0.3  # follows the reference's mouth by more than this above chance
+    c.copied_p = 0.05  # and would by chance in less than this share of cases
     return c

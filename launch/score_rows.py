@@ -179,7 +179,7 @@ def _make(
 
 
 def _missing() -> Record:
-    scores = dict.fromkeys(metric.key for metric in METRICS)
+    scores = dict.fromkeys([*(metric.key for metric in METRICS), "leak_p"])
     return Record(scores, (MISSING,), np.zeros((0, 39)), np.zeros((0, 51)))
 
 

@@ -87,12 +87,15 @@ def test_the_real_video_scores_ideal_and_a_still_does_not_speak(truth, scorer):
     assert still["motion"] < 0.5
     assert abs(still["follows"]) < 0.2
     assert still["style"] > real["style"]
-    assert real.keys() == still.keys() == {m.key for m in benchmark.METRICS}
+    assert (
+        real.keys() == still.keys() == {m.key for m in benchmark.METRICS} | {"leak_p"}
+    )
 
 
 def test_a_copied_reference_leaks_and_does_not_follow(truth, scorer):
     copied = scorer.score(truth.reference[:60]).scores
     assert copied["leak"] > 0.5 > abs(copied["follows"])
+    assert copied["leak_p"] < 0.05
     assert copied["ssim"] < 0.9
     shorter = scorer.score(truth.frames[:40]).scores
     assert shorter["ssim"] == pytest.approx(1)  # as far as it goes

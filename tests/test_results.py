@@ -12,7 +12,7 @@ from tavr_jax.evaluation import benchmark, failures, page_strips, results, table
 from tavr_jax.evaluation.benchmark import METRICS, Network
 
 PEOPLE, PAIRS = 6, 3
-LIMITS = failures.FailureConfig(0.5, 0.2, 5.0, 0.3, 1e3, 1e3, 1e3, 1e3)
+LIMITS = failures.FailureConfig(0.5, 0.2, 5.0, 0.3, 1e3, 1e3, 1e3, 5.0, 0.05)
 NETWORKS = dict.fromkeys(("face", "lipsync"), Network("net 1", "Apache-2.0", True))
 
 
@@ -41,8 +41,8 @@ def made(better=0.5, seed=0):
     for row in rows.values():  # of the first people, whose level is near 0
         for record in row:
             record.scores.update(identity=5 + record.scores["identity"])
-            record.scores.update(motion=1.0, sharpness=1.0)
-    rows["two"][2].scores.update(motion=0.1, offset=9.0)
+            record.scores.update(motion=1.0, sharpness=1.0, leak=9.0, leak_p=0.05)
+    rows["two"][2].scores.update(motion=0.1, offset=9.0, leak_p=0.04)
     samples = [
         {"key": f"{p}{i}", "person": str(p), "reference": "r", "target": "t",
          "caption": "", "seconds": 1.0, "size": [8, 8]}
@@ -79,7 +79,7 @@ def test_what_samples_share_cancels_in_comparisons(found):
     assert found["failures"] == {
         "truth": {},
         "one": {},
-        "two": {"01": ["short"], "02": ["frozen", "out_of_sync"]},
+        "two": {"01": ["short"], "02": ["frozen", "out_of_sync", "copied"]},
     }
     assert found["sets"].keys() == {"one", "two"}
     assert found["sets"]["one"]["fid_mini"]["samples"] == [72, 72]

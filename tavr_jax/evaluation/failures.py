@@ -7,7 +7,8 @@
     flicker       the scene changes by more grey levels than the real one
     drift         the colour of scene or face goes further from its start, CIE 1976
     seam          where chunks join, more than so many times the usual change
-    copied        the mouth follows the reference's talk by more, above chance
+    copied        the mouth follows the reference's talk by more, above chance, and
+                  that is no chance; clips under 1.7 s are too short to tell
     short         lacks frames              missing   is not there, or cannot be read
 
 The last two are found where videos are read. Limits are section `evaluation.failures`
@@ -35,6 +36,7 @@ class FailureConfig:
     drift: float
     seam: float
     copied: float
+    copied_p: float
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
@@ -67,6 +69,6 @@ def tags(scores: Scores, real: Scores, limits: FailureConfig) -> list[str]:
         "flicker": over("flicker", limits.flicker),
         "drift": any(over(f"colour_{of}", limits.drift) for of in ("scene", "face")),
         "seam": over("seam", limits.seam),
-        "copied": over("leak", limits.copied),
+        "copied": over("leak", limits.copied) and under("leak_p", limits.copied_p),
     }
     return [name for name, applies in found.items() if applies]

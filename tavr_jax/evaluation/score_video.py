@@ -146,16 +146,19 @@ class Scorer:
     def _manner(self, video: ndarray, curves: metrics_face.Curves | None) -> Scores:
         fps, real, told = self.truth.fps, self.curves, self.told
         moves = metrics_scene.motion(video, self._boxes(video), fps)
-        found: Scores = dict.fromkeys(("motion", "blinks", "style", "follows", "leak"))
+        keys = ("motion", "blinks", "style", "follows", "leak", "leak_p")
+        found: Scores = dict.fromkeys(keys)
         if moves is not None and self.moves:
             found["motion"] = moves / self.moves
         if curves is None or real is None:
             return found
         rates = [metrics_face.blinks(c.eyes, fps).per_minute for c in (curves, real)]
         found["blinks"] = rates[0] - rates[1]
-        found["follows"] = _follows(curves, real, fps)
+        followed = _follows(curves, real, fps)
+        found["follows"] = followed and followed.leak
         if told is not None:
-            found["leak"] = _follows(curves, told, fps)
+            if copied := _follows(curves, told, fps):
+                found |= {"leak": copied.leak, "leak_p": copied.p}
             if min(len(curves.mouth), len(told.mouth)) >= fps:
                 found["style"] = metrics_style.style_distance(curves, told, fps).total
         return found
@@ -198,11 +201,10 @@ class Scorer:
 
 def _follows(
     curves: metrics_face.Curves, other: metrics_face.Curves, fps: float
-) -> float | None:
+) -> metrics_leakage.Following | None:
     count = min(len(curves.mouth), len(other.mouth))
     mouths = curves.mouth[:count], other.mouth[:count]
-    found = metrics_leakage.following(*mouths, REPEATS, fps)
-    return found and found.leak
+    return metrics_leakage.following(*mouths, REPEATS, fps)
 
 
 def _mouth(video: ndarray, truth: Truth, box: ndarray) -> float:
