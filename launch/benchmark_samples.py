@@ -6,10 +6,9 @@ its video is the one that command makes of it, but for the seed's noise.
 """
 
 import contextlib
-import functools
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +43,8 @@ from tavr_jax.evaluation import generate
 from tavr_jax.evaluation.benchmark import VERSION, Network
 from tavr_jax.evaluation.score_video import Truth
 
+_READ = ("networks", "speech", "text", "chunks")  # sections that samples are read by
+
 
 class Studio(NamedTuple):
     """What reads samples for checkpoints."""
@@ -52,7 +53,6 @@ class Studio(NamedTuple):
     speech: SpeechReader
     finders: Detectors
     captions: dict[str, inputs.Captions]
-    config: ConfigDict
 
 
 class Told:
@@ -94,6 +94,21 @@ class Told:
         )
 
 
+class Refused:
+    """What nothing can be made from, whatever is shown of it, and why."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+    def under(self, folder: Path | None, hidden: bool) -> "Refused":
+        """The same."""
+        return self
+
+    def __call__(self, checkpoint: checkpoints.Checkpoint) -> generate.Request:
+        """InputError, with the reason."""
+        raise InputError(self.reason)
+
+
 def tasks(
     pairs: Sequence[Pair],
     networks: dict[str, Network],
@@ -108,6 +123,8 @@ def tasks(
         "benchmark": sha256,
         "networks": {name: network.what for name, network in networks.items()},
         "buckets": [list(config.prepare.landscape), list(config.prepare.portrait)],
+        "latents": [config.model.num_video_latents, config.model.num_videoref_latents],
+        **{name: config[name].to_dict() for name in _READ},
     }
 
     def task(pair: Pair) -> Task:
@@ -181,7 +198,7 @@ def studio(codec: Codec, pairs: Sequence[Pair], config: ConfigDict) -> Studio:
     }
     networks = config.networks
     finders = detectors.load(networks.face_detector, networks.person_detector)
-    return Studio(codec, speech, finders, captions, config)
+    return Studio(codec, speech, finders, captions)
 
 
 def describe(pair: Pair, config: ConfigDict) -> dict[str, Any]:
@@ -223,7 +240,8 @@ def _read(
     pair: Pair, inside: Path, folder: Path, studio: Studio | None, config: ConfigDict
 ) -> Material:
     wave = benchmark_media.sound(pair.target, RATE)
-    told, plan, count, first = _nothing, None, pair.target.frames, 0
+    told: Told | Refused = Refused("no checkpoint was given")
+    plan, count, first = None, pair.target.frames, 0
     if studio is not None:
         told = Told(inside, studio)
         try:
@@ -231,7 +249,7 @@ def _read(
             plan, count = material.plan, min(count, material.driving.written)
             first = conditions.SPAN * material.clips[0].window[0]
         except InputError as error:
-            told = functools.partial(_refuse, str(error))
+            told = Refused(str(error))
     truth = _truth(pair, wave, count, first, config)
     _write_shown(folder, pair, truth, wave, config)
 
@@ -313,10 +331,3 @@ def _write_shown(
     pixels = np.rint((masked + 1) * 127.5).astype(np.uint8)
     data = cv2.imencode(".png", pixels[..., ::-1])[1]
     (folder / "target.png").write_bytes(data.tobytes())
-
-
-def _refuse(reason: str, checkpoint: checkpoints.Checkpoint) -> generate.Request:
-    raise InputError(reason)
-
-
-_nothing: Callable = functools.partial(_refuse, "no checkpoint was given")

@@ -170,6 +170,9 @@ def of_benchmark(
     output = Path(OUTPUT.value)
     results_of = [benchmark_rows.named(text) for text in RESULTS.value]
     theirs = [benchmark_rows.theirs(*r, found.samples) for r in results_of]
+    slugs = [way.slug for way in theirs]
+    if twice := [slug for slug in slugs if slugs.count(slug) > 1]:
+        raise InputError(f"--results: two rows are {twice[0]}; name them apart")
     pairs, missing = benchmark_samples.available(
         found, Path(MEDIA.value), output, ALLOW_MISSING.value, share()[0] == 0
     )
@@ -205,6 +208,8 @@ def check_flags() -> None:
     if DATASET.value and BENCHMARK.value:
         raise InputError("flags: --dataset and --benchmark: give one of them")
     if BENCHMARK.value:
+        if TRUTH.value:
+            raise InputError("flags: --truth is of a --dataset; leave it out")
         if not MEDIA.value or not OUTPUT.value:
             raise InputError("flags: --benchmark needs --media DIR and --output DIR")
         if not CHECKPOINT.value and not RESULTS.value:

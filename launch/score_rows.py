@@ -71,8 +71,8 @@ def gather(
     wanted = [(task, way) for task in tasks for way in ways]
     with tqdm(total=len(wanted), desc="waiting", unit="video", delay=2) as bar:
         for task, way in wanted:
-            until = time.monotonic() + patience
-            while (found := stored(task.folder, way.slug, made_of(task, way))) is None:
+            until, made_with = time.monotonic() + patience, made_of(task, way)
+            while (found := stored(task.folder, way.slug, made_with)) is None:
                 if time.monotonic() > until:
                     raise InputError(
                         f"--share: {way.name} of sample {task.key} has not come for "
