@@ -405,4 +405,22 @@ def evaluation() -> ConfigDict:
     c.frames = 0  # longest video made of a pair; 0 = as long as its clip
     # Face network that scores; "mini" is another one than that of networks.face.
     c.face = "mini"
+    c.level = 0.95  # of intervals, a share between 0 and 1
+    c.shown = 24  # samples whose videos the page carries: the worst and the best
+    c.failures = failures()
+    return c
+
+
+def failures() -> ConfigDict:
+    """From where on a video is tagged as a failure (ours)."""
+    c = ConfigDict()
+    c.wrong_person = 0.5  # less than this share of the real video's identity
+    c.frozen = 0.2  # less than this share of the real face's motion
+    c.out_of_sync = 5.0  # more frames than this from the real video's offset
+    c.blurred = 0.3  # less than this share of the real face's sharpness
+    c.flicker = 2.0  # more grey levels than this above the real scene's
+    c.drift = 10.0  # further than this from the first seconds' colour, CIE 1976
+    c.seam = 4.0  # more than this many times the usual change where chunks join
+    c.copied = 0.3  # follows the reference's mouth by more than this above chance
+    c.copied_p = 0.05  # and would by chance in less than this share of cases
     return c

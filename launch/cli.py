@@ -49,6 +49,11 @@ def output_file(flag: str, path: str) -> None:
         raise InputError(f"--{flag}: {path}: the folder cannot be written to")
 
 
+def others() -> list[str]:
+    """All arguments beside flags, none if there are none."""
+    return list(_positionals)
+
+
 def enable_compilation_cache() -> None:
     """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or else in the
     user's cache folder: the second run of a command starts in seconds."""

@@ -7,43 +7,45 @@ there is one. Beside the checkpoints three rows tell how to read the numbers: th
 video, the autoencoder's copy of it (ceiling), and frame 0 repeated (floor). Writes
 DIR/results.json, results.md, report.html (self-contained) and DIR/videos. A run that
 was stopped goes on where it was; a row made with anything else is made again.
+
+    python -m launch.evaluate --benchmark benchmark_data.json --media VIDEOS \\
+        --checkpoint W1 --results NAME=DIR --output OUT
+
+takes the pairs of a published list instead, cut out of videos that you have, and scores
+checkpoints (under protocols, `launch/benchmark_rows.py`) and folders of anybody's
+videos. OUT/inputs are the release's sample folders.
+
+    python -m launch.evaluate --compare A/results.json,B/results.json
+
+prints how the rows of two evaluations of the same samples differ, and with what
+p-values.
 """
 
-import json
-import os
 import shlex
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
-from numpy import ndarray
-from tqdm import tqdm
 
-from data_pipelines import conditions, media, video_files
+from data_pipelines import benchmark_file
 from data_pipelines.records import read_summary
 from data_pipelines.sources import Source
-from launch import build, checkpoints, cli, readers
-from launch.held_out import (
-    MARKS,
-    Material,
-    Pair,
-    Way,
-    check_codec,
-    choose_pairs,
-    make_judges,
-    marks,
-    ours,
-    read_sample,
+from launch import (
+    benchmark_rows,
+    benchmark_samples,
+    build,
+    checkpoints,
+    cli,
+    dataset_samples,
+    publish,
+    score_rows,
 )
-from launch.stages import FLOW
+from launch.held_out import check_codec, choose_pairs, make_judges, marks, ours
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, generate, page
+from tavr_jax.evaluation import benchmark, generate, results, tables
+from tavr_jax.evaluation.failures import FailureConfig
 
 DATASET = flags.DEFINE_string("dataset", None, "Dataset of launch.prepare_data.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Workdirs, in the order of the rows.")
@@ -60,59 +62,196 @@ COMMANDS = flags.DEFINE_string(
 TRUTH = flags.DEFINE_string(
     "truth", None, "Folder of launch.render_people's truth: true mouth openings."
 )
+BENCHMARK = flags.DEFINE_string(
+    "benchmark", None, "Instead of --dataset: a benchmark's JSON."
+)
+MEDIA = flags.DEFINE_string(
+    "media", None, "Folder with its videos: ID.mp4 or ID_<start frame>_<end frame>.mp4."
+)
+ALLOW_MISSING = flags.DEFINE_bool(
+    "allow_missing", False, "Score the pairs whose videos are there."
+)
+RESULTS = flags.DEFINE_multi_string(
+    "results", [], "NAME=DIR: a row of videos that somebody made; may be repeated."
+)
+PROTOCOL = flags.DEFINE_list(
+    "protocol",
+    ["video"],
+    "What checkpoints are shown: video, image, adapted=DIR, "
+    "none, k=4,12,48 (frames); several: A,B.",
+)
+SHARE = flags.DEFINE_string(
+    "share",
+    "0/1",
+    "I/N: make samples I, I + N, ...; N processes share one --output, "
+    "and 0/N waits for the others and writes the results.",
+)
+COMPARE = flags.DEFINE_list(
+    "compare", [], "Two results.json, or their folders: A,B or A B; nothing is made."
+)
 cli.config_flag("configs/cross_scene.py:mini")
 
 SPLIT = "test"
-CRF = 12  # of the videos written: their blur should be the model's
 
 
 def main() -> None:
     """Read the flags, make what is missing, write tables and page."""
-    if not DATASET.value or not CHECKPOINT.value or not OUTPUT.value:
-        raise InputError(
-            "flags: --dataset DATASET, --checkpoint WORKDIR and --output DIR are needed"
-        )
-    plots = read_curves([Path(path) for path in METRICS_FROM.value])
-    commands = read_lines(Path(COMMANDS.value)) if COMMANDS.value else []
+    if COMPARE.value:
+        return compare([*COMPARE.value, *cli.others()])
+    if cli.others():
+        raise InputError(f"flags: unexpected argument {cli.others()[0]!r}; see --help")
+    check_flags()
+    index, count = share()
+    plots = publish.read_curves([Path(path) for path in METRICS_FROM.value])
+    commands = publish.read_lines(Path(COMMANDS.value)) if COMMANDS.value else []
     first = [BASELINE.value] if BASELINE.value else []
     loaded = load_all(list(dict.fromkeys([*first, *CHECKPOINT.value])))
-    config, output = loaded[0].config, Path(OUTPUT.value)
+    config = loaded[0].config if loaded else flags.FLAGS["config"].value
+    check_level(config.evaluation.level)
+    limits = FailureConfig(**config.evaluation.failures)
+    made = (of_benchmark if BENCHMARK.value else of_dataset)(loaded, config)
+    records = score_rows.run(made.ways, made.tasks, made.judges, config, (index, count))
+    if index:
+        print(f"share {index}/{count} is done; share 0/{count} writes the results")
+        return
+    mine = [way.slug for way in made.ways if way.slug not in benchmark.MARKS]
+    compared = publish.compared(mine, mine[0] if BASELINE.value else "")
+    level, seed = config.evaluation.level, config.seed
+    everything = {
+        "version": benchmark.VERSION,
+        "command": shlex.join(["python", "-m", "launch.evaluate", *sys.argv[1:]]),
+        "level": level,
+        "seed": seed,
+        "benchmark": made.benchmark,
+        "rows": publish.rows(made.ways),
+        "methods": results.described(benchmark.methods(made.networks)),
+        "samples": made.samples,
+        **results.findings(records, made.samples, compared, limits, level, seed),
+    }
+    publish.publish(everything, made, plots, commands, config, Path(OUTPUT.value))
+
+
+def of_dataset(
+    loaded: Sequence[checkpoints.Checkpoint], config: ConfigDict
+) -> publish.Evaluation:
+    """The held-out people of a dataset."""
     config.data.path = DATASET.value
     source, codec = Source(config, SPLIT), build.codec(config)
     check_codec(source, codec)
     pairs = choose_pairs(source.rows, config.evaluation.pairs)
     judges, networks = make_judges(config)
     made = generate.OutputConfig(**config.output)
-    rows = ours(loaded, codec, made)
-    ways = [*marks(codec, made), *rows]
-
-    results = {
-        "command": shlex.join(["python", "-m", "launch.evaluate", *sys.argv[1:]]),
-        "config": config.name,
-        "dataset": {"path": DATASET.value, **read_summary(source.root)},
-        "checkpoints": {way.name: way.tags for way in rows},
-        "methods": benchmark.methods(networks),
-        "baseline": rows[0].name if BASELINE.value else "",
-        "samples": [_describe(source, pair) for pair in pairs],
-    }
-    scores = run(ways, pairs, source, judges, networks, config, output)
-    tables = publish(results, scores, output)
-    report = page.Report(
-        title=f"Held-out evaluation: {', '.join(way.name for way in rows)}",
-        introduction=_introduction(source, pairs, networks),
-        tables=tables[:-1],
-        samples=[
-            _page_sample(folder, results["samples"][index], ways, config)
-            for index, folder in enumerate(_folders(output, pairs))
-        ],
-        plots=plots,
-        details=[tables[-1], benchmark.method_table(results["methods"])],
-        commands=[*commands, results["command"]],
-        provenance=_provenance(results),
+    truth = Path(TRUTH.value) if TRUTH.value else None
+    output, summary = Path(OUTPUT.value), read_summary(source.root)
+    return publish.Evaluation(
+        ways=[*marks(codec, made), *ours(loaded, codec, made)],
+        tasks=dataset_samples.tasks(source, pairs, networks, config, output, truth),
+        samples=[dataset_samples.describe(source, pair, config) for pair in pairs],
+        benchmark={
+            "name": f"held out of {Path(DATASET.value).resolve().name}",
+            "sha256": summary["encoded"],
+            "samples": len(pairs),
+            "complete": True,
+            "missing": {},
+            "dataset": {"path": DATASET.value, **summary},
+        },
+        introduction=dataset_samples.introduction(source, pairs, networks),
+        judges=judges,
+        networks=networks,
     )
-    page.write(output / "report.html", report)
-    print(benchmark.markdown(tables[:-1]))
-    print(f"{output / 'report.html'}: open it in a browser")
+
+
+def of_benchmark(
+    loaded: Sequence[checkpoints.Checkpoint], config: ConfigDict
+) -> publish.Evaluation:
+    """A published list of pairs, by media that the user has."""
+    wanted = benchmark_rows.protocols(PROTOCOL.value)
+    found = benchmark_file.read(BENCHMARK.value)
+    output = Path(OUTPUT.value)
+    results_of = [benchmark_rows.named(text) for text in RESULTS.value]
+    theirs = [benchmark_rows.theirs(*r, found.samples) for r in results_of]
+    slugs = [way.slug for way in theirs]
+    if twice := [slug for slug in slugs if slugs.count(slug) > 1]:
+        raise InputError(f"--results: two rows are {twice[0]}; name them apart")
+    pairs, missing = benchmark_samples.available(
+        found, Path(MEDIA.value), output, ALLOW_MISSING.value, share()[0] == 0
+    )
+    judges, networks = make_judges(config)
+    codec, made = build.codec(config), generate.OutputConfig(**config.output)
+    studio, rows = None, []
+    if loaded:
+        studio = benchmark_samples.studio(codec, pairs, config)
+        for frames in dict.fromkeys(protocol.latents for protocol in wanted):
+            base = ours(benchmark_rows.with_latents(loaded, frames), codec, made)
+            for protocol in wanted:
+                if protocol.latents == frames:
+                    rows += benchmark_rows.under(base, protocol, output / "inputs")
+    floors = [w for w in marks(codec, made) if loaded or w.slug != "codec"]
+    about = benchmark_samples.describe_all(found, pairs, missing)
+    return publish.Evaluation(
+        ways=[*floors, *rows, *theirs],
+        tasks=benchmark_samples.tasks(
+            pairs, networks, found.sha256, studio, config, output
+        ),
+        samples=[benchmark_samples.describe(pair, config) for pair in pairs],
+        benchmark=about,
+        introduction=benchmark_samples.introduction(
+            pairs, len(found.samples), networks
+        ),
+        judges=judges,
+        networks=networks,
+    )
+
+
+def check_flags() -> None:
+    """InputError: flags that are missing, or do not go together."""
+    if DATASET.value and BENCHMARK.value:
+        raise InputError("flags: --dataset and --benchmark: give one of them")
+    if BENCHMARK.value:
+        if TRUTH.value:
+            raise InputError("flags: --truth is of a --dataset; leave it out")
+        if not MEDIA.value or not OUTPUT.value:
+            raise InputError("flags: --benchmark needs --media DIR and --output DIR")
+        if not CHECKPOINT.value and not RESULTS.value:
+            raise InputError(
+                "flags: --checkpoint WORKDIR or --results NAME=DIR: give one or both"
+            )
+    elif not DATASET.value or not CHECKPOINT.value or not OUTPUT.value:
+        raise InputError(
+            "flags: --dataset DATASET, --checkpoint WORKDIR and --output DIR are needed"
+        )
+    elif RESULTS.value or PROTOCOL.value != ["video"]:
+        raise InputError("flags: --results and --protocol: they need --benchmark")
+
+
+def compare(paths: Sequence[str]) -> None:
+    """Print every row of one evaluation less the same row of another."""
+    if len(paths) != 2:
+        raise InputError(f"--compare: {len(paths)} results; give two: A,B")
+    first, second = (results.read(path) for path in paths)
+    found = results.compare(first, second, (paths[0], paths[1]))
+    names = [{s: r["name"] for s, r in of["rows"].items()} for of in (first, second)]
+    shown = []
+    for pair, metrics in found.items():
+        a, b = pair.split("|")
+        title = f"{names[0][a]} of {paths[0]} less {names[1][b]} of {paths[1]}"
+        shown.append(tables.comparison_table(title, metrics))
+    print(tables.markdown(shown))
+
+
+def share() -> tuple[int, int]:
+    """`--share`. InputError: no such share."""
+    index, _, count = SHARE.value.partition("/")
+    sound = index.isdigit() and count.isdigit() and int(index) < int(count)
+    if not sound:
+        raise InputError(f"--share {SHARE.value}: expected I/N, I from 0 to N - 1")
+    return int(index), int(count)
+
+
+def check_level(level: float) -> None:
+    """InputError before the long work: no share of an interval."""
+    if not 0 < level < 1:
+        raise InputError(f"evaluation.level: {level}: expected a share in (0, 1)")
 
 
 def load_all(paths: Sequence[str]) -> list[checkpoints.Checkpoint]:
@@ -122,7 +261,7 @@ def load_all(paths: Sequence[str]) -> list[checkpoints.Checkpoint]:
     for path in map(checkpoints.find, paths):
         config = checkpoints.config_of(path, given, fields)
         loaded.append(checkpoints.load(path, config))
-    first = loaded[0].config
+    first = loaded[0].config if loaded else None
     for other in loaded[1:]:
         for name in ("codec", "speech", "text", "face", "lipsync", "networks"):
             if other.config[name].to_dict() != first[name].to_dict():
@@ -133,242 +272,5 @@ def load_all(paths: Sequence[str]) -> list[checkpoints.Checkpoint]:
     return loaded
 
 
-# Making and scoring
-
-
-def run(
-    ways: Sequence[Way],
-    pairs: Sequence[Pair],
-    source: Source,
-    judges: benchmark.Judges,
-    networks: dict[str, str],
-    config: ConfigDict,
-    output: Path,
-) -> dict[str, list[benchmark.Scores]]:
-    """Scores of every row on every sample; what is on disk and still true is kept."""
-    truth = Path(TRUTH.value) if TRUTH.value else None
-    negative = readers.load_text(config).read(config.text.negative)
-    common = {
-        "version": benchmark.VERSION,
-        "data": read_summary(source.root)["encoded"],
-        "frames": config.evaluation.frames,
-        "networks": networks,
-        "truth": str(truth or ""),
-    }
-    scores: dict[str, list[benchmark.Scores]] = defaultdict(list)
-    total = len(pairs) * len(ways)
-    with tqdm(total=total, desc="evaluating", unit="video", mininterval=2) as bar:
-        for index, (pair, folder) in enumerate(
-            zip(pairs, _folders(output, pairs), strict=True)
-        ):
-            folder.mkdir(parents=True, exist_ok=True)
-            clips = [source.rows[i].clip_id for i in pair]
-            sample = None
-            for way in ways:
-                made_with = common | {"clips": clips, "index": index} | way.made_with
-                found = _stored(folder, way, made_with)
-                if found is None:
-                    if sample is None:
-                        sample = read_sample(
-                            source, pair, index, config, negative, truth
-                        )
-                        _write_inputs(folder, source, pair, sample, config)
-                    found = _make(folder, way, sample, judges, made_with, config)
-                scores[way.name].append(found)
-                bar.update()
-    return scores
-
-
-def _stored(folder: Path, way: Way, made_with: dict) -> benchmark.Scores | None:
-    """Scores of a row that was made with exactly this, if there are any."""
-    path = folder / f"{way.slug}.json"
-    if not path.is_file() or not path.with_suffix(".mp4").is_file():
-        return None
-    try:
-        stored = json.loads(path.read_text())
-    except ValueError:
-        return None  # damaged: made again
-    return stored["scores"] if stored["made_with"] == _json(made_with) else None
-
-
-def _make(
-    folder: Path,
-    way: Way,
-    sample: Material,
-    judges: benchmark.Judges,
-    made_with: dict,
-    config: ConfigDict,
-) -> benchmark.Scores:
-    path = folder / f"{way.slug}.json"
-    path.unlink(missing_ok=True)  # it speaks of the video that is replaced now
-    video = way.make(sample)
-    scores, curve = benchmark.score(video, sample.truth, judges)
-    _write(path.with_suffix(".mp4"), video, sample.wave, config, way.tags)
-    record = {"scores": scores, "sync_curve": curve, "made_with": made_with}
-    _write_text(path, json.dumps(record, indent=1))
-    return scores
-
-
-def _write_inputs(
-    folder: Path, source: Source, pair: Pair, sample: Material, config: ConfigDict
-) -> None:
-    clip, frame = source.clip(pair.reference), sample.truth.frames[0]
-    wave = clip["wave"].astype(np.float32) / 32767
-    frames = media.decode_mp4(clip["video"])
-    _write(folder / "reference.mp4", frames, wave, config, {"role": "Reference"})
-    box = source.clip(pair.target)["person_box"]
-    masked = conditions.grey_person(frame, conditions.still_mask(box, frame.shape[:2]))
-    pixels = np.rint((masked + 1) * 127.5).astype(np.uint8)
-    (folder / "target.png").write_bytes(
-        cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
-    )
-
-
-def _write(
-    path: Path, frames: ndarray, wave: ndarray, config: ConfigDict, tags: dict
-) -> None:
-    rate, fps = config.speech.sample_rate, config.speech.fps
-    video_files.write_video(path, frames, fps, wave, rate, CRF, tags)
-
-
-# Showing
-
-
-def publish(
-    results: dict[str, Any], scores: dict[str, list[benchmark.Scores]], output: Path
-) -> list[page.Table]:
-    """results.json and results.md; returns the tables, every sample's last."""
-    names = [sample["target"] for sample in results["samples"]]
-    ours = list(results["checkpoints"])
-    tables = [
-        *benchmark.summary_table(scores, ours, results["baseline"]),
-        benchmark.sample_table(names, scores),
-    ]
-    summary = {
-        name: {
-            key: mean and mean._asdict()
-            for key, mean in benchmark.summarise(rows).items()
-        }
-        for name, rows in scores.items()
-    }
-    everything = results | {"summary": summary, "scores": scores}
-    _write_text(output / "results.json", json.dumps(everything, indent=1))
-    head = f"# Held-out evaluation\n\n    {results['command']}\n\n"
-    _write_text(output / "results.md", head + benchmark.markdown(tables))
-    return tables
-
-
-def read_curves(workdirs: Sequence[Path]) -> list[page.Plot]:
-    """Plots of losses and rewards of training runs. InputError: no metrics there."""
-    plots: dict[str, list[page.Series]] = defaultdict(list)
-    for workdir in workdirs:
-        lines = [json.loads(line) for line in read_lines(workdir / "metrics.jsonl")]
-        for key in dict.fromkeys(key for line in lines for key in line):
-            points = [(n["step"], n[key]) for n in lines if n.get(key) is not None]
-            stage = lines[0]["stage"]
-            if key.startswith("reward"):
-                label = key.removeprefix("reward_")
-                title = f"Rewards, {stage} ({workdir.name})"
-            elif key in ("loss", "held_out/loss") and stage != "policy":
-                label = workdir.name + ", held out" * (key != "loss")
-                title = "Flow-matching loss" if stage in FLOW else f"Loss, {stage}"
-            else:
-                continue
-            steps, values = zip(*points, strict=True) if points else ((), ())
-            plots[title].append(page.Series(label, list(steps), list(values)))
-    return [page.Plot(title, series) for title, series in plots.items()]
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a text file. InputError: not there, not text."""
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); check the path") from error
-
-
-def _page_sample(
-    folder: Path, sample: dict[str, str], ways: Sequence[Way], config: ConfigDict
-) -> page.Sample:
-    def medium(label: str, name: str, facts: list[str], mine: bool, leads: bool):
-        data = (folder / name).read_bytes()
-        return page.Medium(label, facts, data, tuple(sample["size"]), mine, leads)
-
-    shown = [
-        medium("Reference video", "reference.mp4", [sample["reference"]], False, False),
-        medium("Still, as the model sees it", "target.png", [], False, False),
-    ]
-    for way in ways:
-        mine = way.slug not in MARKS
-        if way.slug == "still":
-            continue  # a picture that does not move; its scores are in the tables
-        scores = json.loads((folder / f"{way.slug}.json").read_text())["scores"]
-        facts = benchmark.facts(scores)
-        shown.append(medium(way.name, f"{way.slug}.mp4", facts, mine, way is ways[-1]))
-    title = f"{sample['target']}, reference {sample['kind']}"
-    return page.Sample(title, sample["caption"], config.speech.fps, shown)
-
-
-def _describe(source: Source, pair: Pair) -> dict[str, Any]:
-    target, reference = (source.rows[i] for i in pair)
-    caption = source.clip(pair.target)["caption"]
-    crosses = target.scene != reference.scene
-    return {
-        "target": target.clip_id,
-        "reference": reference.clip_id,
-        "person": target.person,
-        "kind": "from another scene" if crosses else "is the same clip",
-        "caption": caption.decode() if isinstance(caption, bytes) else caption,
-        "size": target.size,
-    }
-
-
-def _introduction(
-    source: Source, pairs: Sequence[Pair], networks: dict[str, str]
-) -> list[str]:
-    rows, columns = source.rows[0].size
-    crossing = sum(source.rows[a].scene != source.rows[b].scene for a, b in pairs)
-    everybody = len({source.rows[a].person for a, _ in pairs})
-    return [
-        "Every framed video was generated by a model from three things: a reference "
-        "video of the person, a still of the target scene in which the person is "
-        "masked out, and speech. It is synthetic.",
-        f"{len(pairs)} sample(s) of {everybody} person(s) whom training has not seen; "
-        f"{crossing} with a reference from another scene. Video is {columns} x {rows} "
-        "pixels, shown enlarged without smoothing.",
-        '"Codec reconstruction" is the real video through the autoencoder alone: '
-        "the model works in the autoencoder's space and cannot be sharper than it. "
-        '"Still, repeated" shows the real first frame all the time: it has the right '
-        "face by construction and never speaks.",
-        f"Faces are judged by {networks['face']}; lips by {networks['lipsync']}. "
-        "Scores of these networks compare rows of this page, not papers.",
-    ]
-
-
-def _provenance(results: dict[str, Any]) -> dict[str, str]:
-    facts = {"Generated by": "tavr_jax", "Dataset": json.dumps(results["dataset"])}
-    for name, tags in results["checkpoints"].items():
-        facts[name] = ", ".join(
-            f"{key} {tags[key]}"
-            for key in ("checkpoint", "fingerprint", "codec", "steps", "seed")
-        )
-    return facts
-
-
-def _folders(output: Path, pairs: Sequence[Pair]) -> list[Path]:
-    return [output / "videos" / f"{index:04d}" for index in range(len(pairs))]
-
-
-def _json(value: Any) -> Any:
-    """As it comes back from a file: tuples are lists."""
-    return json.loads(json.dumps(value))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, positional=1)

@@ -23,14 +23,12 @@ from tavr_jax.diffusion import chunks
 from tavr_jax.encoders.vae import Codec
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, generate
+from tavr_jax.evaluation import generate, score_video
+from tavr_jax.evaluation.benchmark import MARKS, Network
+from tavr_jax.evaluation.metrics_method import OURS
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 
-MARKS = {
-    "truth": "Ground truth",
-    "codec": "Codec reconstruction",
-    "still": "Still, repeated",
-}
+_LOOK = 5  # frames between two boxes that say where a clip's person is
 
 
 class Pair(NamedTuple):
@@ -43,12 +41,14 @@ class Pair(NamedTuple):
 class Material(NamedTuple):
     """One sample, read from the dataset."""
 
-    request: generate.Request
-    plan: chunks.Plan
-    truth: benchmark.Truth
-    latents: ndarray  # of the real video, (T, H, W, C)
+    # what a checkpoint makes it from: what it hears in silence is its own
+    request: Callable[[checkpoints.Checkpoint], generate.Request]
+    plan: chunks.Plan | None  # None: nothing can be generated
+    truth: score_video.Truth
+    latents: Callable[[], ndarray]  # of the real video, (T, H, W, C)
     wave: ndarray  # its speech
     index: int  # of the sample: each has noise of its own
+    key: str  # of the sample: names its files
 
 
 class Way(NamedTuple):
@@ -59,6 +59,10 @@ class Way(NamedTuple):
     make: Callable[[Material], UInt8[ndarray, "F Y X 3"]]
     made_with: dict[str, Any]
     tags: dict[str, str]
+    chunked: bool = False  # made by the sample's plan: its joins are known
+    protocol: str = "video"  # what is shown of the person
+    # what else a sample's video depends on, by its key: somebody's file
+    of: Callable[[str], dict[str, Any]] | None = None
 
 
 def choose_pairs(rows: Sequence[Row], count: int) -> list[Pair]:
@@ -79,6 +83,12 @@ def choose_pairs(rows: Sequence[Row], count: int) -> list[Pair]:
     return [pair for *_, pair in sorted(order)][:count]
 
 
+def frames_of(row: Row, config: ConfigDict) -> int:
+    """Of the video made of a clip: at most evaluation.frames, and whole latents."""
+    longest = min(row.frames, config.evaluation.frames or row.frames)
+    return 1 + (longest - 1) // 4 * 4
+
+
 def read_sample(
     source: Source,
     pair: Pair,
@@ -93,9 +103,8 @@ def read_sample(
     """
     row, clip = source.rows[pair.target], source.clip(pair.target)
     target, reference = source.encoded(pair.target), source.encoded(pair.reference)
-    longest = min(row.frames, config.evaluation.frames or row.frames)
     plan = chunks.plan(
-        1 + (longest - 1) // 4 * 4,
+        frames_of(row, config),
         config.model.num_video_latents,
         config.chunks.motion_latents,
         config.chunks.canvas_tail,
@@ -119,17 +128,31 @@ def read_sample(
         negative_text=negative,
         audio=target["audio"][: plan.frames],
     )
-    known = benchmark.Truth(
+    shown, first = source.clip(pair.reference), conditions.SPAN * start
+    boxes = clip["face_boxes"][: plan.frames]
+    known = score_video.Truth(
         frames=media.decode_mp4(clip["video"])[: plan.frames],
-        boxes=clip["face_boxes"][: plan.frames],
+        boxes=boxes,
+        persons=persons(boxes),
+        reference=media.decode_mp4(shown["video"])[first:],
+        reference_boxes=shown["face_boxes"][first:],
         reference_faces=reference["faces"],
         mel=target["mel"][: plan.frames].astype(np.float32),
         opening=None if truth is None else mouth_opening(truth, row, plan.frames),
+        fps=float(config.speech.fps),
     )
     rate, fps = config.speech.sample_rate, config.speech.fps
     wave = clip["wave"][: plan.frames * rate // fps].astype(np.float32) / 32767
     latents = target["latents"][: plan.latents]
-    return Material(request, plan, known, latents, wave, index)
+    return Material(
+        lambda _: request, plan, known, lambda: latents, wave, index, row.clip_id
+    )
+
+
+def persons(boxes: Float[ndarray, "F 4"]) -> Float[ndarray, "n 4"]:
+    """Head and shoulders wherever a clip's face is: what is no background."""
+    found = [conditions.person_box_from_face(box) for box in boxes[::_LOOK]]
+    return np.concatenate(found)
 
 
 def check_codec(source: Source, codec: Codec) -> None:
@@ -148,16 +171,25 @@ def marks(codec: Codec, output: generate.OutputConfig) -> list[Way]:
     name = fingerprint(codec)
 
     def reconstruct(sample: Material) -> ndarray:
-        latents = jnp.asarray(sample.latents, jnp.float32)[None]
-        return generate.decode(codec, latents, sample.plan.frames, output)
+        latents = jnp.asarray(sample.latents(), jnp.float32)[None]
+        return generate.decode(codec, latents, len(sample.truth.frames), output)
 
     def repeat(sample: Material) -> ndarray:
-        return sample.truth.frames[:1].repeat(sample.plan.frames, axis=0)
+        return sample.truth.frames[:1].repeat(len(sample.truth.frames), axis=0)
+
+    def copy(sample: Material) -> ndarray:
+        """Forth and back, so that it does not leap."""
+        real, shown = sample.truth.frames, sample.truth.reference
+        there = np.arange(len(shown))
+        order = np.concatenate([there, there[-2:0:-1]])
+        frames = shown[np.resize(order, len(real))]
+        return media.cover_resize(frames, real.shape[1:3])
 
     makes = {
         "truth": lambda sample: sample.truth.frames,
         "codec": reconstruct,
         "still": repeat,
+        "copied": copy,
     }
     return [
         Way(MARKS[slug], slug, make, {"codec": name}, {"role": MARKS[slug]})
@@ -185,8 +217,9 @@ def ours(
             key = jax.random.key(checkpoint.config.seed)
             key = jax.random.fold_in(key, sample.index)
             weights, plan = checkpoint.weights, sample.plan
-            latents = generate.latents(sampler, weights, sample.request, plan, key)
-            return generate.decode(codec, latents, plan.frames, output)
+            request = sample.request(checkpoint)
+            latents = generate.latents(sampler, weights, request, plan, key)
+            return generate.decode(codec, latents, len(sample.truth.frames), output)
 
         name = checkpoint.config.name
         if names.count(name) > 1:
@@ -196,11 +229,11 @@ def ours(
             checkpoint, fingerprint(codec), settings, checkpoint.config.seed
         )
         made_with = tags | {"sampler": checkpoint.config.sampler.to_dict()}
-        ways.append(Way(name, slug, make, made_with, tags))
+        ways.append(Way(name, slug, make, made_with, tags, chunked=True))
     return ways
 
 
-def make_judges(config: ConfigDict) -> tuple[benchmark.Judges, dict[str, str]]:
+def make_judges(config: ConfigDict) -> tuple[score_video.Judges, dict[str, Network]]:
     """The scoring networks, and what they are."""
     face, sync = build.judging_face_net(config), build.sync_net(config)
     face_graph, face_weights = nnx.split(face)
@@ -222,7 +255,7 @@ def make_judges(config: ConfigDict) -> tuple[benchmark.Judges, dict[str, str]]:
     def crop(size: int) -> Callable[[ndarray, ndarray], ndarray]:
         return lambda frames, boxes: people.crop_faces(frames, boxes, size, len(frames))
 
-    judges = benchmark.Judges(
+    judges = score_video.Judges(
         crop_face=crop(config.face.size),
         crop_lips=crop(config.lipsync.size),
         embed_faces=lambda faces: np.asarray(embed(face_weights, signed(faces))),
@@ -231,11 +264,17 @@ def make_judges(config: ConfigDict) -> tuple[benchmark.Judges, dict[str, str]]:
     )
     mark, reward = fingerprint(face), fingerprint(build.face_net(config))
     same = "the network of stage 3's reward" if mark == reward else "not the reward's"
+    face_from, sync_from = config.evaluation.face, config.networks.lipsync
     networks = {
-        "face": f"FaceNet {config.evaluation.face} {mark}, {same}",
-        "lipsync": f"SyncNet {config.networks.lipsync} {fingerprint(sync)}",
+        "face": _network(f"FaceNet {face_from} {mark}, {same}", face_from),
+        "lipsync": _network(f"SyncNet {sync_from} {fingerprint(sync)}", sync_from),
     }
     return judges, networks
+
+
+def _network(what: str, source: str) -> Network:
+    shipped = source in (build.PACKAGED, build.UNTRAINED)
+    return Network(what, OURS if shipped else "of the file you gave", shipped)
 
 
 def mouth_opening(folder: Path, row: Row, frames: int) -> ndarray:

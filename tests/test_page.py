@@ -61,6 +61,7 @@ def _report(clip, text=EVIL):
         tables=[
             Table(text, text, [(text, text), ("b", "")], [(True, c) for c in cells])
         ],
+        figures=[],
         samples=[
             Sample(
                 text,
@@ -112,7 +113,7 @@ def test_media_are_inside_bit_for_bit(clip):
 
 
 def test_an_empty_report_has_no_empty_sections():
-    text = page.render(Report("t", [], [], [], [], [], [], {}))
+    text = page.render(Report("t", [], [], [], [], [], [], [], {}))
     assert "<h2>" not in text
 
 

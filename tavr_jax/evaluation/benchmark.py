@@ -1,307 +1,199 @@
-"""Scoring rows of videos against held-out truth: one table of what is measured and how.
+"""What is scored, what the numbers mean, and what rows of them say.
 
-A row is a way to make the video of a sample: a checkpoint, or one of the marks that
-tell how its numbers read:
+A row is a way to make the video of a sample: a checkpoint, somebody's folder of videos,
+or one of the marks that tell how its numbers read:
 
     truth    the real video: what identity, sharpness and lip-sync can be at best
     codec    the real video through the autoencoder: the ceiling of every checkpoint
     still    frame 0 repeated: the right face in the right place, that does not speak
-
-Every row is scored on the same crops, those of the median face box of the real video:
-a detector that failed on some row would otherwise decide the comparison.
+    copied   the reference's own frames: who, but neither where nor what is said
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
-import numpy as np
-from jaxtyping import Float, UInt8
-from numpy import ndarray
+from tavr_jax.evaluation import metrics_statistics
+from tavr_jax.evaluation.metrics_method import OURS, Method
+from tavr_jax.evaluation.metrics_statistics import Comparison, Estimate
+from tavr_jax.evaluation.score_video import Scores
 
-from tavr_jax.evaluation import metrics
-from tavr_jax.evaluation.page import Cell, Table
+VERSION = "2"  # of the scores; a change of what is computed is a change of it
 
-VERSION = "1"  # of the scores; a change of what is computed is a change of it
+MARKS = {
+    "truth": "Ground truth",
+    "codec": "Codec reconstruction",
+    "still": "Still, repeated",
+    "copied": "Reference, copied",
+}
 
-Scores = dict[str, float | None]  # metric -> value; None where it is not defined
+Better = Literal["high", "low", "one", "zero"]
+ARROWS = {"high": "↑", "low": "↓", "one": "→ 1", "zero": "→ 0"}
 
 
 class Metric(NamedTuple):
-    """One column."""
+    """One column. What is best at zero is averaged by its size: -3 and 3 are 3."""
 
     key: str
-    label: str
+    name: str
+    better: Better
     digits: int
     meaning: str
+    how: Literal["face", "sync", "mouth", "image", "luma", "curves"]
+
+    @property
+    def label(self) -> str:
+        """With an arrow: which way is better."""
+        return f"{self.name} {ARROWS[self.better]}"
 
 
 METRICS = (
-    Metric("identity", "Identity ↑", 3, "cosine to all reference faces, mean"),
-    Metric("identity_best", "Identity, best ↑", 3, "cosine to the nearest face"),
-    Metric("sync_c", "Sync-C ↑", 3, "median - min of the sync distance over shifts"),
-    Metric("sync_d", "Sync-D ↓", 3, "sync distance at the best shift"),
-    Metric("offset", "Offset → 0", 1, "best shift, frames; its size, averaged"),
-    Metric("mouth", "Mouth r ↑", 3, "mouth motion, correlation with the real one"),
-    Metric("psnr", "PSNR ↑", 2, "against the real video, dB"),
-    Metric("ssim", "SSIM ↑", 3, "against the real video"),
-    Metric("sharpness", "Sharpness → 1", 2, "fine detail of the face / the real one's"),
-    Metric("flicker", "Flicker → 0", 2, "change outside the face - the real one's"),
-)
+    Metric(
+        "identity", "Identity", "high", 3,
+        "cosine to all reference faces, mean", "face",
+    ),
+    Metric(
+        "identity_best", "Identity, best", "high", 3,
+        "cosine to the nearest reference face, mean over frames", "face",
+    ),
+    Metric(
+        "identity_target", "Identity, target", "high", 3,
+        "cosine to the real video's faces, mean", "face",
+    ),
+    Metric(
+        "identity_lost", "Identity lost", "low", 3,
+        "identity of the real video - identity", "face",
+    ),
+    Metric(
+        "facesim", "FaceSim", "high", 3,
+        "cosine to the reference's faces over 16 frames, none below 0", "face",
+    ),
+    Metric(
+        "sync_c", "Sync-C", "high", 3,
+        "median - min of the sync distance over shifts", "sync",
+    ),
+    Metric("sync_d", "Sync-D", "low", 3, "sync distance at the best shift", "sync"),
+    Metric("offset", "Offset", "zero", 1, "best shift, frames", "sync"),
+    Metric(
+        "mouth", "Mouth r", "high", 3,
+        "mouth motion, correlation with the real one", "mouth",
+    ),
+    Metric(
+        "follows", "Follows", "high", 3,
+        "how far the mouth follows the real video's, above chance", "curves",
+    ),
+    Metric(
+        "leak", "Leak", "low", 3,
+        "how far the mouth follows the reference's talk, above chance", "curves",
+    ),
+    Metric("psnr", "PSNR", "high", 2, "against the real video, dB", "image"),
+    Metric("ssim", "SSIM", "high", 3, "against the real video", "image"),
+    Metric(
+        "bg_psnr", "Scene PSNR", "high", 2,
+        "against the real video outside the person, dB", "image",
+    ),
+    Metric(
+        "bg_ssim", "Scene SSIM", "high", 3,
+        "against the real video outside the person", "image",
+    ),
+    Metric(
+        "sharpness", "Sharpness", "one", 2,
+        "fine detail of the face / the real one's", "luma",
+    ),
+    Metric(
+        "flicker", "Flicker", "zero", 2,
+        "change outside the face - the real one's, grey levels", "luma",
+    ),
+    Metric(
+        "motion", "Motion", "one", 2, "motion of the face / the real one's", "luma",
+    ),
+    Metric(
+        "blinks", "Blinks", "zero", 1,
+        "blinks a minute - the real video's", "curves",
+    ),
+    Metric(
+        "style", "Style", "low", 3,
+        "how differently from the reference mouth, head and eyes move", "curves",
+    ),
+    Metric(
+        "identity_drift", "Identity drift", "zero", 3,
+        "likeness to its own first seconds, last seconds - first", "face",
+    ),
+    Metric(
+        "colour_scene", "Scene drift", "low", 2,
+        "colour outside the person, last seconds to first, CIE 1976", "image",
+    ),
+    Metric(
+        "colour_face", "Face drift", "low", 2,
+        "colour of the face, last seconds to first, CIE 1976", "image",
+    ),
+    Metric(
+        "seam", "Seam", "low", 2,
+        "change where chunks join / the usual change, the largest", "image",
+    ),
+)  # fmt: skip
 
 
-class Judges(NamedTuple):
-    """The scoring networks and croppers, as functions of arrays."""
+class Network(NamedTuple):
+    """A network that judges."""
 
-    crop_face: Callable[[ndarray, ndarray], ndarray]  # frames, boxes -> face crops u8
-    crop_lips: Callable[[ndarray, ndarray], ndarray]
-    embed_faces: Callable[[ndarray], ndarray]  # crops "F Y X 3" u8 -> "F Z"
-    # crops "F Y X 3" u8 and mel "F U" -> lips "W Z", speech "W Z" of the same windows
-    # unit vectors
-    embed_sync: Callable[[ndarray, ndarray], tuple[ndarray, ndarray]]
-    max_shift: int  # frames
+    what: str  # with the fingerprint of its weights
+    licence: str
+    commercial: bool
 
 
-class Truth(NamedTuple):
-    """What the videos of one sample are measured against."""
-
-    frames: UInt8[ndarray, "F Y X 3"]
-    boxes: Float[ndarray, "F 4"]  # face, left top right bottom in 0..1
-    reference_faces: UInt8[ndarray, "J y x 3"]  # at the size embed_faces reads
-    mel: Float[ndarray, "F U"]
-    opening: Float[ndarray, " F"] | None  # of the mouth, where it is known
-
-
-class Mean(NamedTuple):
-    """Over samples; `error` is the standard error, None for a single sample."""
-
-    mean: float
-    error: float | None
-    count: int
-
-
-def score(
-    video: UInt8[ndarray, "F Y X 3"], truth: Truth, judges: Judges
-) -> tuple[Scores, list[float]]:
-    """All metrics of one video, and its sync curve over shifts."""
-    box = np.median(truth.boxes, axis=0, keepdims=True).repeat(len(video), axis=0)
-    faces = judges.embed_faces(judges.crop_face(video, box))
-    who = metrics.identity(faces, judges.embed_faces(truth.reference_faces))
-    lips, speech = judges.embed_sync(judges.crop_lips(video, box), truth.mel)
-    sync = metrics.lip_sync(lips, speech, judges.max_shift, zero_ends=False)
-    values = {
-        "identity": who.mean,
-        "identity_best": who.best,
-        "sync_c": sync.confidence,
-        "sync_d": sync.distance,
-        "offset": float(sync.offset),
-        "mouth": _mouth(video, truth, box),
-        "psnr": metrics.psnr(video, truth.frames),
-        "ssim": metrics.ssim(video, truth.frames),
-        "sharpness": _sharpness(video, truth, box),
-        # Not a ratio: scenes that hold still have none of their own.
-        "flicker": metrics.flicker(video, truth.boxes)
-        - metrics.flicker(truth.frames, truth.boxes),
-    }
-    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-    return finite, sync.curve.tolist()
-
-
-def methods(networks: dict[str, str]) -> dict[str, dict[str, str]]:
-    """How each metric was computed: network, version and preprocessing.
-
-    `networks` describes the "face" and the "lipsync" network.
-    """
+def methods(networks: Mapping[str, Network]) -> dict[str, Method]:
+    """How each metric was computed, from the "face" and the "lipsync" network."""
     crops = "square crops, 1.25 x the median face box of the real video"
-    none = {"network": "none", "version": VERSION}
-    face = {"network": networks["face"], "version": VERSION, "preprocessing": crops}
-    sync = {
-        "network": networks["lipsync"],
-        "version": VERSION,
-        "preprocessing": f"{crops}; log-mel rows; windows where both exist",
+    frames = "frames at bucket size as decoded, before any video compression of ours"
+    told = {
+        "face": crops,
+        "sync": f"{crops}; log-mel rows; windows where both exist",
+        "image": frames,
+        "luma": f"{frames}; luma in grey levels 0..255",
+        "mouth": "luma of the lower face, projected on the first principal direction "
+        "of the real video; Pearson correlation with the real video's curve, or with "
+        "the true mouth opening where it is known",
+        "curves": "contrast of mouth and eyes in luma crops around the median face "
+        "box, laid over each other; the reference from the first frame shown on",
     }
-    frames = "frames at bucket size as decoded, before any video compression"
-    image = {**none, "preprocessing": frames}
-    luma = {**none, "preprocessing": f"{frames}; luma in grey levels 0..255"}
-    mouth = {
-        **none,
-        "preprocessing": "luma of the lower face, projected on the first principal "
-        "direction of the real video; Pearson correlation with the real video's curve, "
-        "or with the true mouth opening where it is known",
+    judge = {"face": networks["face"], "sync": networks["lipsync"]}
+    none = Network("none", OURS, True)
+    return {
+        m.key: Method(used.what, VERSION, used.licence, told[m.how], used.commercial)
+        for m in METRICS
+        for used in [judge.get(m.how, none)]
     }
-    kinds = {"identity": face, "identity_best": face, "mouth": mouth}
-    kinds |= dict.fromkeys(("sync_c", "sync_d", "offset"), sync)
-    kinds |= dict.fromkeys(("psnr", "ssim"), image)
-    kinds |= dict.fromkeys(("sharpness", "flicker"), luma)
-    return {m.key: {"meaning": m.meaning, **kinds[m.key]} for m in METRICS}
 
 
-def summarise(samples: Sequence[Scores]) -> dict[str, Mean | None]:
-    """Mean of every metric over the samples that have it; offsets by their size."""
-    return {m.key: _mean([s[m.key] for s in samples], m.key) for m in METRICS}
-
-
-def differences(
-    samples: Sequence[Scores], baseline: Sequence[Scores]
-) -> dict[str, Mean | None]:
-    """Mean of sample - baseline, sample by sample: what two rows have in common, such
-    as an easy face, cancels."""
-    found: dict[str, Mean | None] = {}
+def columns(samples: Sequence[Scores]) -> dict[str, list[float | None]]:
+    """Each metric's values over the samples, as they are averaged."""
+    found: dict[str, list[float | None]] = {}
     for metric in METRICS:
-        pairs = zip(samples, baseline, strict=True)
-        values = [
-            None
-            if None in (a[metric.key], b[metric.key])
-            else _difference(metric, a, b)
-            for a, b in pairs
-        ]
-        found[metric.key] = _mean(values, "difference")
+        values = [sample[metric.key] for sample in samples]
+        if metric.better == "zero":
+            values = [None if value is None else abs(value) for value in values]
+        found[metric.key] = values
     return found
 
 
-def summary_table(
-    rows: dict[str, Sequence[Scores]], ours: Sequence[str], baseline: str
-) -> list[Table]:
-    """Means of all rows and, with a baseline, how `ours` differ from it."""
-    count = len(next(iter(rows.values())))
-    note = "" if count > 1 else " One sample: no error can be given."
-    tables = [
-        Table(
-            "Scores",
-            f"Mean ± standard error over {count} held-out sample(s). Arrows: which way "
-            f"is better.{note}",
-            [("Row", "how the video was made"), *_columns()],
-            [
-                (name in ours, [Cell(name, name), *_means(summarise(scores), "")])
-                for name, scores in rows.items()
-            ],
-        )
-    ]
-    if baseline:
-        tables.append(
-            Table(
-                f"Difference to {baseline}",
-                "Row minus baseline on the same sample, mean ± standard error. Less "
-                "than about two errors from 0 is no evidence of a difference.",
-                [("Row", "how the video was made"), *_columns()],
-                [
-                    (True, [Cell(name, name), *_means(found, "+")])
-                    for name in ours
-                    if name != baseline
-                    for found in [differences(rows[name], rows[baseline])]
-                ],
-            )
-        )
-    return tables
+def summarise(
+    samples: Sequence[Scores], people: Sequence[str], level: float, seed: int
+) -> dict[str, Estimate | None]:
+    """Mean and interval of every metric; None where no sample has it."""
+    return {
+        key: metrics_statistics.estimate(values, people, level, seed)
+        for key, values in columns(samples).items()
+    }
 
 
-def sample_table(names: Sequence[str], rows: dict[str, Sequence[Scores]]) -> Table:
-    """Every number."""
-    return Table(
-        "Every sample",
-        "Click a header to sort.",
-        [("Sample", "target clip"), ("Row", "how the video was made"), *_columns()],
-        [
-            (False, [Cell(sample, sample), Cell(row, row), *_values(scores[index])])
-            for index, sample in enumerate(names)
-            for row, scores in rows.items()
-        ],
-    )
-
-
-def method_table(found: dict[str, dict[str, str]]) -> Table:
-    """`methods`, readable."""
-    heads = ("meaning", "network", "version", "preprocessing")
-    return Table(
-        "How each number is computed",
-        "The code is tavr_jax/evaluation/metrics.py, equations (1) to (8).",
-        [("Metric", ""), *((head.capitalize(), "") for head in heads)],
-        [
-            (
-                False,
-                [Cell(text, text) for text in (m.label, *map(found[m.key].get, heads))],
-            )
-            for m in METRICS
-        ],
-    )
-
-
-def facts(scores: Scores) -> list[str]:
-    """The numbers worth reading under a video."""
-    shown = [m for m in METRICS if m.key in ("identity", "sync_c", "mouth", "psnr")]
-    return [
-        f"{m.label[:-2]} {scores[m.key]:.{m.digits}f}"
-        for m in shown
-        if scores[m.key] is not None
-    ]
-
-
-def markdown(tables: Sequence[Table]) -> str:
-    """The tables as text."""
-    parts = []
-    for table in tables:
-        heads = [label for label, _ in table.columns]
-        lines = [heads, ["---"] * len(heads)]
-        lines += [[cell.text for cell in cells] for _, cells in table.rows]
-        body = "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
-        parts.append(f"## {_plain(table.title)}\n\n{table.note}\n\n{body}\n")
-    return "\n".join(parts)
-
-
-def _mouth(video: ndarray, truth: Truth, box: ndarray) -> float:
-    curve, real = metrics.mouth_motion([video, truth.frames], truth.frames, box)
-    if truth.opening is None:
-        return metrics.correlation(curve, real)
-    side = math.copysign(1.0, metrics.correlation(real, truth.opening))
-    return side * metrics.correlation(curve, truth.opening)
-
-
-def _sharpness(video: ndarray, truth: Truth, box: ndarray) -> float:
-    real = metrics.sharpness(truth.frames, box)
-    return metrics.sharpness(video, box) / real if real else float("nan")
-
-
-def _difference(metric: Metric, a: Scores, b: Scores) -> float:
-    size = abs if metric.key == "offset" else float
-    return size(a[metric.key]) - size(b[metric.key])
-
-
-def _mean(values: Sequence[float | None], key: str) -> Mean | None:
-    known = [v for v in values if v is not None]
-    if not known:
-        return None
-    array = np.abs(known) if key == "offset" else np.array(known)
-    count = len(array)
-    error = float(array.std(ddof=1) / math.sqrt(count)) if count > 1 else None
-    return Mean(float(array.mean()), error, count)
-
-
-def _columns() -> list[tuple[str, str]]:
-    return [(m.label, m.meaning) for m in METRICS]
-
-
-def _means(found: dict[str, Mean | None], sign: str) -> list[Cell]:
-    cells = []
-    for metric in METRICS:
-        mean = found[metric.key]
-        if mean is None:
-            cells.append(Cell("n/a", None))
-            continue
-        text = f"{mean.mean:{sign}.{metric.digits}f}"
-        if mean.error is not None:
-            text += f" ± {mean.error:.{metric.digits}f}"
-        cells.append(Cell(text, mean.mean))
-    return cells
-
-
-def _values(scores: Scores) -> list[Cell]:
-    return [
-        Cell("n/a", None)
-        if scores[m.key] is None
-        else Cell(f"{scores[m.key]:.{m.digits}f}", scores[m.key])
-        for m in METRICS
-    ]
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def compare(
+    first: Sequence[Scores],
+    second: Sequence[Scores],
+    people: Sequence[str],
+    level: float,
+    seed: int,
+) -> dict[str, Comparison | None]:
+    """A row less another on the same samples: what they share, as an easy face,
+    cancels."""
+    rows = columns(first), columns(second)
+    return metrics_statistics.compare(*rows, people, level, seed)

@@ -81,6 +81,7 @@ class Report(NamedTuple):
     title: str
     introduction: list[str]  # paragraphs
     tables: list[Table]
+    figures: list[str]  # HTML of ours, already escaped: distributions
     samples: list[Sample]
     plots: list[Plot]
     details: list[Table]
@@ -101,6 +102,12 @@ def render(report: Report) -> str:
         "title": escape(report.title),
         "introduction": "\n".join(f"<p>{escape(p)}</p>" for p in report.introduction),
         "tables": "\n".join(map(_table, report.tables)),
+        "figures": _section(
+            "Every sample's score",
+            ['<div class="curves">', *report.figures, "</div>"]
+            if report.figures
+            else [],
+        ),
         "samples": _section("Videos", map(_sample, report.samples)),
         "curves": _section(
             "Training",

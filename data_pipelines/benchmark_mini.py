@@ -1,0 +1,54 @@
+"""The mini benchmark: 158 pairs of drawn people whom nobody was trained on (ours).
+
+79 people of two scenes each; either scene is once the target and once the reference.
+The list is a function of the numbers below: `launch.render_people --benchmark FILE`
+writes it, and draws its videos.
+"""
+
+import json
+from typing import Any
+
+from data_pipelines.synthetic_speech import FPS
+
+FIRST, PEOPLE, SCENES = 5000, 79, 2  # index of the first person, of the cast of SEED
+SEED, SECONDS, SIZE = 0, 3.4, 192
+CAPTION = "a person is talking"
+
+
+def listing() -> list[dict[str, Any]]:
+    """The samples, as `benchmark_file` reads them."""
+    return [
+        {
+            "target": _span(person, scene),
+            "reference": _span(person, 1 - scene),
+            "target_caption": CAPTION,
+            "person": _name(person),
+        }
+        for person in range(FIRST, FIRST + PEOPLE)
+        for scene in range(SCENES)
+    ]
+
+
+def text() -> str:
+    """The list as its file: a sample a line."""
+    lines = ",\n".join(map(json.dumps, listing()))
+    return f"[\n{lines}\n]\n"
+
+
+def _name(person: int) -> str:
+    return f"person_{person:04d}"
+
+
+def _span(person: int, scene: int) -> dict[str, Any]:
+    frames = round(SECONDS * FPS)
+    return {
+        "video_id": f"{_name(person)}/scene_{scene}",
+        "video_url": "",
+        "start_time": 0.0,
+        "end_time": frames / FPS,
+        "start_frame": 0,
+        "end_frame": frames,
+        "fps": float(FPS),
+        "width": SIZE,
+        "height": SIZE,
+    }

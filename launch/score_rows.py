@@ -1,0 +1,200 @@
+"""Every row on every sample: made, scored and written, or kept from an earlier run.
+
+A sample and a row are the unit of resumption. Beside each video lies what it was made
+with; a run that was stopped goes on where it was, and whatever was made with anything
+else is made again.
+"""
+
+import json
+import os
+import time
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from numpy import ndarray
+from tqdm import tqdm
+
+from data_pipelines import video_files
+from launch.held_out import Material, Way
+from tavr_jax.diffusion.chunks import FRAMES_PER_LATENT, Plan
+from tavr_jax.errors import InputError
+from tavr_jax.evaluation.benchmark import METRICS
+from tavr_jax.evaluation.failures import MISSING, SHORT
+from tavr_jax.evaluation.results import Record
+from tavr_jax.evaluation.score_video import Judges, Scored, Scorer
+
+CRF = 12  # of the videos written: their blur should be the model's
+PATIENCE, PAUSE = 3600.0, 1.0  # seconds: without a video, between two looks
+SLACK = 2  # frames that a video may lack before it is called short
+
+
+class Task(NamedTuple):
+    """A sample that is read only if some row of it has to be made."""
+
+    folder: Path  # of its videos and scores
+    key: str  # of the sample
+    made_with: dict[str, Any]  # what every row of it depends on
+    read: Callable[[], Material]  # also writes to `folder` what the page shows of it
+
+
+def run(
+    ways: Sequence[Way],
+    tasks: Sequence[Task],
+    judges: Judges,
+    config: ConfigDict,
+    share: tuple[int, int] = (0, 1),
+) -> dict[str, list[Record]]:
+    """Every row's records, one a sample; what is on disk and still true is kept.
+
+    `share` = (i, n): this process makes samples i, i + n, ... of a folder that n
+    processes write. The first one waits for the others and returns all records, the
+    others return theirs. InputError: the others do not come.
+    """
+    index, count = share
+    records = _made(ways, tasks[index::count], judges, config)
+    return gather(ways, tasks, PATIENCE) if count > 1 and index == 0 else records
+
+
+def gather(
+    ways: Sequence[Way], tasks: Sequence[Task], patience: float
+) -> dict[str, list[Record]]:
+    """All records from the disk, where other processes are still writing some.
+
+    InputError: none has come for `patience` seconds.
+    """
+    records: dict[str, list[Record]] = defaultdict(list)
+    wanted = [(task, way) for task in tasks for way in ways]
+    with tqdm(total=len(wanted), desc="waiting", unit="video", delay=2) as bar:
+        for task, way in wanted:
+            until, made_with = time.monotonic() + patience, made_of(task, way)
+            while (found := stored(task.folder, way.slug, made_with)) is None:
+                if time.monotonic() > until:
+                    raise InputError(
+                        f"--share: {way.name} of sample {task.key} has not come for "
+                        f"{patience:.0f} s; start every share again, what is made "
+                        "is kept"
+                    )
+                time.sleep(PAUSE)
+            records[way.slug].append(found)
+            bar.update()
+    return records
+
+
+def made_of(task: Task, way: Way) -> dict[str, Any]:
+    """All that the video of a row on a sample depends on."""
+    own = {} if way.of is None else way.of(task.key)
+    return task.made_with | way.made_with | own
+
+
+def _made(
+    ways: Sequence[Way], tasks: Sequence[Task], judges: Judges, config: ConfigDict
+) -> dict[str, list[Record]]:
+    records: dict[str, list[Record]] = defaultdict(list)
+    total = len(tasks) * len(ways)
+    with tqdm(total=total, desc="evaluating", unit="video", mininterval=2) as bar:
+        for task in tasks:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            sample = scorer = None
+            for way in ways:
+                made_with = made_of(task, way)
+                found = stored(task.folder, way.slug, made_with)
+                if found is None:
+                    if scorer is None:
+                        sample = task.read()
+                        scorer = Scorer(sample.truth, judges)
+                    found = _make(task.folder, way, sample, scorer, made_with, config)
+                records[way.slug].append(found)
+                bar.update()
+    return records
+
+
+def stored(folder: Path, slug: str, made_with: dict) -> Record | None:
+    """The record of a row that was made with exactly this, if there is one."""
+    path = folder / f"{slug}.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["made_with"] != _json(made_with):
+            return None
+        if MISSING in found["failures"]:
+            return _missing()
+        if not path.with_suffix(".mp4").is_file():
+            return None
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as features:
+            frames, clips = features["frames"], features["clips"]
+        return Record(found["scores"], tuple(found["failures"]), frames, clips)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None  # not there or damaged: made again
+
+
+def write_video(
+    path: Path, frames: ndarray, wave: ndarray, config: ConfigDict, tags: dict
+) -> None:
+    """A video of an evaluation, with its speech."""
+    rate, fps = config.speech.sample_rate, config.speech.fps
+    video_files.write_video(path, frames, fps, wave, rate, CRF, tags)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _make(
+    folder: Path,
+    way: Way,
+    sample: Material,
+    scorer: Scorer,
+    made_with: dict,
+    config: ConfigDict,
+) -> Record:
+    path = folder / f"{way.slug}.json"
+    path.unlink(missing_ok=True)  # it speaks of the video that is replaced now
+    try:
+        video = way.make(sample)
+    except InputError as error:  # of this row alone: the others are scored
+        tqdm.write(f"{way.name}: sample {sample.key}: {error}")
+        path.with_suffix(".mp4").unlink(missing_ok=True)
+        about = {"failures": [MISSING], "reason": str(error), "made_with": made_with}
+        write_text(path, json.dumps(about, indent=1))
+        return _missing()
+    failures = [SHORT] * (len(video) < len(sample.truth.frames) - SLACK)
+    found = scorer.score(video, joins(sample.plan) if way.chunked else ())
+    write_video(path.with_suffix(".mp4"), video, sample.wave, config, way.tags)
+    _write_features(path.with_suffix(".npz"), found)
+    about = {
+        "scores": found.scores,
+        "failures": failures,
+        "sync_curve": found.sync_curve,
+        "made_with": made_with,
+    }
+    write_text(path, json.dumps(about, indent=1))  # last: it says that all is there
+    return Record(found.scores, tuple(failures), found.frames, found.clips)
+
+
+def _missing() -> Record:
+    scores = dict.fromkeys([*(metric.key for metric in METRICS), "leak_p"])
+    return Record(scores, (MISSING,), np.zeros((0, 39)), np.zeros((0, 51)))
+
+
+def joins(plan: Plan) -> list[int]:
+    """The first frames of a plan's chunks but the first: latent n begins at 4n - 3."""
+    return [FRAMES_PER_LATENT * (span.start - 1) + 1 for span in plan.spans[1:]]
+
+
+def _write_features(path: Path, found: Scored) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("wb") as file:
+        np.savez(file, frames=found.frames, clips=found.clips)
+    os.replace(partial, path)
+
+
+def _json(value: Any) -> Any:
+    """As it comes back from a file: tuples are lists."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,166 @@
+"""results.json: what it says follows from the scores; two of them compare, or not."""
+
+import copy
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tavr_jax.errors import InputError
+from tavr_jax.evaluation import benchmark, failures, page_strips, results, tables
+from tavr_jax.evaluation.benchmark import METRICS, Network
+
+PEOPLE, PAIRS = 6, 3
+LIMITS = failures.FailureConfig(0.5, 0.2, 5.0, 0.3, 1e3, 1e3, 1e3, 5.0, 0.05)
+NETWORKS = dict.fromkeys(("face", "lipsync"), Network("net 1", "Apache-2.0", True))
+
+
+def records(rng, better):
+    """People differ by much, rows by `better`; one value is not defined."""
+    found = []
+    for person in range(PEOPLE):
+        for pair in range(PAIRS):
+            level = 10 * person + pair + rng.normal() * 0.01
+            scores = {m.key: level + better for m in METRICS}
+            scores["offset"] = float((-1) ** pair * 3)
+            features = rng.normal(size=(4, 39)), rng.normal(size=(2, 51))
+            found.append(results.Record(scores, (), *features))
+    found[0].scores["psnr"] = None
+    return found
+
+
+def made(better=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = {
+        "truth": records(rng, 1.0),
+        "one": records(rng, 0.0),
+        "two": records(rng, better),
+    }
+    rows["two"][1] = rows["two"][1]._replace(failures=("short",))
+    for row in rows.values():  # of the first people, whose level is near 0
+        for record in row:
+            record.scores.update(identity=5 + record.scores["identity"])
+            record.scores.update(motion=1.0, sharpness=1.0, leak=9.0, leak_p=0.05)
+    rows["two"][2].scores.update(motion=0.1, offset=9.0, leak_p=0.04)
+    samples = [
+        {"key": f"{p}{i}", "person": str(p), "reference": "r", "target": "t",
+         "caption": "", "seconds": 1.0, "size": [8, 8]}
+        for p in range(PEOPLE) for i in range(PAIRS)
+    ]  # fmt: skip
+    about = {"name": "b", "sha256": "0", "samples": 18, "complete": True, "missing": {}}
+    return {
+        "version": benchmark.VERSION, "command": "c", "level": 0.95, "seed": 0,
+        "benchmark": about,
+        "rows": {slug: {"name": slug.title()} for slug in rows},
+        "methods": results.described(benchmark.methods(NETWORKS)),
+        "samples": samples,
+        **results.findings(rows, samples, [("two", "one")], LIMITS, 0.95, 0),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found():
+    return json.loads(json.dumps(made(), allow_nan=False))
+
+
+def test_what_samples_share_cancels_in_comparisons(found):
+    apart = found["comparisons"]["two|one"]["identity"]
+    assert apart["difference"]["mean"] == pytest.approx(0.5, abs=0.02)
+    width = apart["difference"]["high"] - apart["difference"]["low"]
+    alone = found["summary"]["one"]["identity"]
+    assert width < 0.05 < 5 < alone["high"] - alone["low"]
+    assert apart["p"] == 2 / 2**PEOPLE  # all six people agree
+    assert apart["wins"] == 1
+    psnr = found["summary"]["one"]["psnr"]
+    assert (psnr["pairs"], psnr["undefined"]) == (17, 1)
+    assert found["summary"]["one"]["offset"]["mean"] == 3  # -3 and 3 do not cancel
+    assert found["scores"]["one"]["offset"][:2] == [3, -3]
+    assert found["failures"] == {
+        "truth": {},
+        "one": {},
+        "two": {"01": ["short"], "02": ["frozen", "out_of_sync", "copied"]},
+    }
+    assert found["sets"].keys() == {"one", "two"}
+    assert found["sets"]["one"]["fid_mini"]["samples"] == [72, 72]
+    assert abs(found["sets"]["one"]["kid_mini"]) < 1
+
+
+def test_tables_say_what_the_numbers_say(found):
+    text = tables.markdown([*tables.summary_tables(found), tables.sample_table(found)])
+    shown = found["summary"]["two"]["identity"]
+    assert f"{shown['mean']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in text
+    assert "18 sample(s) of 6 person(s)" in text
+    assert "Two less One" in text and "| 01 | Two |" in text and "frozen" in text
+    part = found["benchmark"] | {"samples": 158, "complete": False}
+    assert (
+        "18 of 158 sample(s)"
+        in tables.summary_tables(found | {"benchmark": part})[0].note
+    )
+
+
+def test_every_value_is_a_dot_inside_its_figure(found):
+    figures = page_strips.strips(
+        found | {"rows": {"<b>": {"name": "<b>"}}} | _as_b(found)
+    )
+    assert len(figures) == len(METRICS)
+    for metric, figure in zip(METRICS, figures, strict=True):
+        values = [v for v in found["scores"]["one"][metric.key] if v is not None]
+        places = [
+            float(x) for x in re.findall(r'circle class="dot" cx="([\d.]+)"', figure)
+        ]
+        assert len(places) == len(values)
+        assert all(110 <= x <= 388 for x in places)
+        values = np.abs(values) if metric.better == "zero" else values
+        order = np.argsort(values, kind="stable")
+        assert (np.diff(np.array(places)[order]) >= 0).all()
+        assert "<b>" not in figure
+
+
+def _as_b(found):
+    return {name: {"<b>": found[name]["one"]} for name in ("scores", "summary")}
+
+
+def test_two_files_compare_row_by_row(found):
+    better = json.loads(json.dumps(made(better=2.5)))
+    apart = results.compare(better, found, ("a", "b"))
+    assert apart.keys() == {"one|one", "two|two"}  # no marks
+    assert apart["two|two"]["identity"]["difference"]["mean"] == pytest.approx(2.0)
+    for comparison in apart["one|one"].values():
+        assert comparison["p"] is None
+        assert comparison["wins"] == 0.5
+    renamed = copy.deepcopy(found)
+    for what in ("scores", "rows", "failures", "summary"):
+        renamed[what]["three"] = renamed[what].pop("two")
+        del renamed[what]["one"]
+    crossed = results.compare(better, renamed, ("a", "b"))
+    assert crossed.keys() == {"one|three", "two|three"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["benchmark"].update(sha256="1"), "not the same benchmark"),
+        (lambda r: r["samples"].reverse(), "not the same samples"),
+        (lambda r: r["methods"]["identity"].update(network="x"), "judging networks"),
+    ],
+)
+def test_what_does_not_compare_is_refused(found, change, said):
+    other = copy.deepcopy(found)
+    change(other)
+    with pytest.raises(InputError, match=said):
+        results.compare(found, other, ("a", "b"))
+
+
+def test_a_file_is_read_or_refused_by_name(found, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(found))
+    assert results.read(tmp_path) == results.read(path) == found
+    for text, said in (
+        ("[]", "not the results.json"),
+        (json.dumps(found | {"version": "1"}), "scores of version 1"),
+        (json.dumps({k: v for k, v in found.items() if k != "scores"}), "KeyError"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=said):
+            results.read(path)
