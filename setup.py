@@ -11,7 +11,15 @@ setup(
     packages=find_packages(
         include=["tavr_jax*", "configs*", "data_pipelines*", "launch*"]
     ),
-    package_data={"tavr_jax": ["assets/*/*", "evaluation/*.html"]},
+    package_data={
+        "tavr_jax": [
+            "assets/*/*",
+            "evaluation/*.html",
+            "evaluation/*.css",
+            "evaluation/*.js",
+        ],
+        "configs": ["*.json"],
+    },
     install_requires=[
         "jax>=0.10,<0.13",
         "flax",

@@ -82,7 +82,7 @@ def find(
 def locate(span: Span, place: Place) -> Cut:
     """Where in the file a span is; only headers and the first frame are read.
 
-    InputError: no video, or one that ends before the span does.
+    InputError: no video, a truncated one, or one that ends before the span does.
     """
     found = media.probe(place.path)
     by_frames = abs(found.fps - span.fps) < SAME_RATE
@@ -93,6 +93,8 @@ def locate(span: Span, place: Place) -> Cut:
         start, end = 0.0, end - start
     count = max(1, round(FPS * (end - start)))
     if round(FPS * (end - found.seconds)) > SLACK:
+        for _ in media.iterate_pictures(place.path, found.fps):
+            pass  # a damaged or truncated file is named as such
         raise InputError(
             f"{place.path}: ends at {found.seconds:.2f} s, before the span that ends "
             f"at {end:.2f} s; it is another video, or cut: name cut spans "

@@ -1,8 +1,11 @@
 """The mini benchmark: 158 pairs of drawn people whom nobody was trained on (ours).
 
 79 people of two scenes each; either scene is once the target and once the reference.
-The list is a function of the numbers below: `launch.render_people --benchmark FILE`
-writes it, and draws its videos.
+The list is a function of the numbers below; configs/mini_benchmark.json is it, made by
+
+    python -m launch.render_people --benchmark configs/mini_benchmark.json --output DIR
+
+which draws its videos: they are not shipped.
 """
 
 import json

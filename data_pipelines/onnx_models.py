@@ -1,4 +1,4 @@
-"""A detector's ONNX file, opened for the CPU by onnxruntime."""
+"""An ONNX file of a network of pictures, opened for the CPU by onnxruntime."""
 
 from pathlib import Path
 
@@ -11,34 +11,39 @@ Shape = tuple[int | None, ...]  # None: any size
 
 
 class Model:
-    """One network with one picture as input (1, 3, rows, columns)."""
+    """One network; its inputs are pictures (n, 3, ..., rows, columns) of one size."""
 
     def __init__(self, path: str, session):
         self.path, self._session = path, session
-        given = session.get_inputs()[0]
-        self._input = given.name
-        self.shape = _sizes(given.shape)
+        given = session.get_inputs()
+        self._inputs = [each.name for each in given]
+        self.shape = _sizes(given[0].shape)
         self.outputs = {o.name: _sizes(o.shape) for o in session.get_outputs()}
 
-    def __call__(self, picture: ndarray) -> list[ndarray]:
-        """All outputs. InputError: the network fails on this picture."""
-        feed = {self._input: np.ascontiguousarray(picture, np.float32)}
+    def __call__(self, *pictures: ndarray) -> list[ndarray]:
+        """All outputs. InputError: the network fails on these pictures."""
+        feed = {
+            name: np.ascontiguousarray(picture, np.float32)
+            for name, picture in zip(self._inputs, pictures, strict=True)
+        }
         try:
             return self._session.run(None, feed)
         except Exception as error:
             raise _reason(self.path, "the network fails", error) from error
 
 
-def open_model(path: str) -> Model:
-    """InputError: no such file, not such a network, or onnxruntime is missing."""
+def open_model(path: str, ranks: tuple[int, ...] = (4,)) -> Model:
+    """A network of so many inputs, each of so many dimensions: a detector's is (4,).
+
+    InputError: no such file, not such a network, or onnxruntime is missing.
+    """
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; check the path of the detector")
+        raise InputError(f"{path}: no such file; check the path of the network")
     try:
         import onnxruntime
     except ImportError as error:
         raise InputError(
-            f"{path}: reading an .onnx detector needs onnxruntime; "
-            "pip install onnxruntime"
+            f"{path}: reading an .onnx file needs onnxruntime; pip install onnxruntime"
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a network's own warnings are no news to the user
@@ -49,11 +54,15 @@ def open_model(path: str) -> Model:
     except Exception as error:  # onnxruntime has a class for each of its faults
         raise _reason(path, "not a readable ONNX model", error) from error
     pictures = session.get_inputs()
-    shape = pictures[0].shape if len(pictures) == 1 else []
-    if len(shape) != 4 or shape[1] != 3 or pictures[0].type != "tensor(float)":
+    sound = [p.type == "tensor(float)" and p.shape[1:2] == [3] for p in pictures]
+    if tuple(len(p.shape) for p in pictures) != ranks or not all(sound):
+        wanted = ", ".join(
+            "(1, 3, rows, columns)" if rank == 4 else "(1, 3, frames, rows, columns)"
+            for rank in ranks
+        )
         raise InputError(
-            f"{path}: its input is not one float32 picture (1, 3, rows, columns); give "
-            "a detector exported that way"
+            f"{path}: its input is not {len(ranks)} float32 picture {wanted}; give a "
+            "network exported that way"
         )
     return Model(str(path), session)
 

@@ -225,8 +225,9 @@ def find_crop(
 
     def samples():
         nonlocal size
-        frames = islice(media.iterate_frames(path, FPS, colours), 0, SAMPLED, EVERY)
-        for frame in frames:
+        pictures = media.iterate_pictures(path, FPS, colours)
+        for picture in islice(pictures, 0, SAMPLED, EVERY):
+            frame = picture.rgb()
             size = frame.shape[:2]
             yield frame
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
 from data_pipelines import containers
@@ -26,6 +27,7 @@ Sound = Float[np.ndarray, " n"] | str | os.PathLike
 FALLBACK_RATE = 48000  # of a file whose rate aac does not know
 # channels -> their usual places; a file may leave them unnamed
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+PRESET = "medium"  # x264's own choice between time and size
 PIECE = 1024  # samples of a wave encoded at a time
 
 
@@ -37,13 +39,14 @@ def write_video(
     sample_rate: int = 16000,
     crf: float = 18,
     metadata: dict[str, str] | None = None,
+    preset: str = PRESET,
 ) -> None:
     """Write an .mp4. `frames` may come in blocks, of which one is held at a time.
 
     `sound` is a mono wave at `sample_rate`, or a file, whose first sound track is taken
     at its own rate and channels. Odd sizes gain one row or column by repeating the
     edge, since yuv420p halves both. `metadata` becomes container tags under the very
-    keys given.
+    keys given. `preset` is x264's: a faster one takes more bytes for the same picture.
     InputError: a name that is not .mp4, a folder that cannot be written, sound that
     cannot be read, a sample rate that aac does not know.
     """
@@ -62,7 +65,7 @@ def write_video(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _encode(str(temporary), frames, fps, crf, track, metadata, flags)
+            _encode(str(temporary), frames, fps, crf, track, metadata, flags, preset)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -74,14 +77,14 @@ def write_video(
 def encode_mp4(frames: Frames, fps: float, crf: float) -> bytes:
     """A silent h264 mp4 in memory. crf 0 loses only colour resolution, 51 is worst."""
     target = io.BytesIO()
-    _encode(target, frames, fps, crf, None, None, {})
+    _encode(target, frames, fps, crf, None, None, {}, PRESET)
     return target.getvalue()
 
 
 # Picture
 
 
-def _encode(target, frames, fps, crf, track, metadata, options) -> None:
+def _encode(target, frames, fps, crf, track, metadata, options, preset) -> None:
     blocks = iter((frames,) if isinstance(frames, np.ndarray) else frames)
     first = next(blocks, None)
     if first is None or not len(first):
@@ -89,6 +92,7 @@ def _encode(target, frames, fps, crf, track, metadata, options) -> None:
     rate = Fraction(fps).limit_denominator(1001)
     # One thread and no macroblock tree: more would make the bytes depend on the machine
     settings = {"crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
+    settings["preset"] = preset
     with av.open(target, "w", format="mp4", options=options) as container:
         container.metadata.update(metadata or {})
         video = container.add_stream("libx264", rate=rate, options=settings)
@@ -97,8 +101,9 @@ def _encode(target, frames, fps, crf, track, metadata, options) -> None:
         video.codec_context.colorspace = av.video.reformatter.Colorspace.ITU709
         sound = None if track is None else _Interleaved(container, track)
         pictures = chain.from_iterable(map(_even, chain([first], blocks)))
+        reformatter = VideoReformatter()  # one: making it costs more than its work
         for count, pixels in enumerate(pictures, 1):
-            container.mux(video.encode(_yuv(pixels)))
+            container.mux(video.encode(_yuv(pixels, reformatter)))
             if sound is not None:
                 # Side by side with the picture, so that players need no seeking.
                 sound.until(float(count / rate))
@@ -114,9 +119,11 @@ def _even(frames: Frames) -> Frames:
     return np.pad(frames, odd, mode="edge") if any(map(any, odd)) else frames
 
 
-def _yuv(pixels) -> av.VideoFrame:
+def _yuv(pixels, reformatter: VideoReformatter) -> av.VideoFrame:
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+    return reformatter.reformat(
+        frame, format="yuv420p", dst_colorspace="ITU709", threads=1
+    )
 
 
 # Sound

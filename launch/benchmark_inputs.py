@@ -81,7 +81,7 @@ def write(pair: Pair, folder: Path) -> Path:
         inside.mkdir(parents=True, exist_ok=True)
         caption.unlink(missing_ok=True)
         speech = benchmark_media.sound(pair.target, RATE)
-        _write_wave(inside / samples.SPEECH[-1], speech)
+        write_wave(inside / samples.SPEECH[-1], speech)
         still = next(benchmark_media.frames(pair.target))
         data = cv2.imencode(".png", still[..., ::-1])[1]
         (inside / samples.TARGET).write_bytes(data.tobytes())
@@ -116,6 +116,16 @@ def made_from(pair: Pair) -> dict[str, object]:
     return found
 
 
+def write_wave(path: Path, samples: Float[ndarray, " n"]) -> None:
+    """Speech as the sample folders hold it. OSError: as of any file."""
+    whole = np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(whole.tobytes())
+
+
 def _located(name: str, span: Span, places: dict[Span, Place]) -> Cut:
     if span not in places:
         raise InputError(f"{name} {span.video_id} is not there; it is from {span.url}")
@@ -127,12 +137,3 @@ def _blocks(
 ) -> Iterator[UInt8[ndarray, "n Y X 3"]]:
     while block := list(itertools.islice(frames, BLOCK)):
         yield np.stack(block)
-
-
-def _write_wave(path: Path, samples: Float[ndarray, " n"]) -> None:
-    whole = np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(whole.tobytes())

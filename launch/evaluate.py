@@ -12,8 +12,9 @@ was stopped goes on where it was; a row made with anything else is made again.
         --checkpoint W1 --results NAME=DIR --output OUT
 
 takes the pairs of a published list instead, cut out of videos that you have, and scores
-checkpoints (under protocols, `launch/benchmark_rows.py`) and folders of anybody's
-videos. OUT/inputs are the release's sample folders.
+checkpoints (under protocols, `launch/benchmark_protocols.py`) and folders of anybody's
+videos (`launch/benchmark_rows.py`). OUT/inputs are the release's sample folders.
+Networks of yours score beside ours (`launch/feature_networks.py`).
 
     python -m launch.evaluate --compare A/results.json,B/results.json
 
@@ -33,12 +34,14 @@ from data_pipelines import benchmark_file
 from data_pipelines.records import read_summary
 from data_pipelines.sources import Source
 from launch import (
+    benchmark_protocols,
     benchmark_rows,
     benchmark_samples,
     build,
     checkpoints,
     cli,
     dataset_samples,
+    feature_networks,
     publish,
     score_rows,
 )
@@ -46,6 +49,7 @@ from launch.held_out import check_codec, choose_pairs, make_judges, marks, ours
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import benchmark, generate, results, tables
 from tavr_jax.evaluation.failures import FailureConfig
+from tavr_jax.evaluation.score_video import Judges
 
 DATASET = flags.DEFINE_string("dataset", None, "Dataset of launch.prepare_data.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Workdirs, in the order of the rows.")
@@ -80,6 +84,18 @@ PROTOCOL = flags.DEFINE_list(
     "What checkpoints are shown: video, image, adapted=DIR, "
     "none, k=4,12,48 (frames); several: A,B.",
 )
+SILENT = flags.DEFINE_bool(
+    "silent",
+    False,
+    "Also drive checkpoints by silence and by the speech of other pairs: two rows "
+    "more of each, and what they leak.",
+)
+FACE_NETWORK = flags.DEFINE_multi_string(
+    "face_network", [], "NAME=FILE.onnx: identity by it as well; may be repeated."
+)
+FID_NETWORK = flags.DEFINE_string("fid_network", None, "FILE.onnx: FID by it.")
+FVD_NETWORK = flags.DEFINE_string("fvd_network", None, "FILE.onnx: FVD by it.")
+LPIPS_NETWORK = flags.DEFINE_string("lpips_network", None, "FILE.onnx: LPIPS by it.")
 SHARE = flags.DEFINE_string(
     "share",
     "0/1",
@@ -108,27 +124,17 @@ def main() -> None:
     loaded = load_all(list(dict.fromkeys([*first, *CHECKPOINT.value])))
     config = loaded[0].config if loaded else flags.FLAGS["config"].value
     check_level(config.evaluation.level)
-    limits = FailureConfig(**config.evaluation.failures)
+    FailureConfig(**config.evaluation.failures)  # refuses before the long work
     made = (of_benchmark if BENCHMARK.value else of_dataset)(loaded, config)
     records = score_rows.run(made.ways, made.tasks, made.judges, config, (index, count))
     if index:
         print(f"share {index}/{count} is done; share 0/{count} writes the results")
         return
-    mine = [way.slug for way in made.ways if way.slug not in benchmark.MARKS]
-    compared = publish.compared(mine, mine[0] if BASELINE.value else "")
-    level, seed = config.evaluation.level, config.seed
-    everything = {
-        "version": benchmark.VERSION,
-        "command": shlex.join(["python", "-m", "launch.evaluate", *sys.argv[1:]]),
-        "level": level,
-        "seed": seed,
-        "benchmark": made.benchmark,
-        "rows": publish.rows(made.ways),
-        "methods": results.described(benchmark.methods(made.networks)),
-        "samples": made.samples,
-        **results.findings(records, made.samples, compared, limits, level, seed),
-    }
-    publish.publish(everything, made, plots, commands, config, Path(OUTPUT.value))
+    command = shlex.join(["python", "-m", "launch.evaluate", *sys.argv[1:]])
+    made, found = publish.assemble(
+        made, records, config, command, baseline=bool(BASELINE.value)
+    )
+    publish.publish(found, made, plots, commands, config, Path(OUTPUT.value))
 
 
 def of_dataset(
@@ -139,7 +145,7 @@ def of_dataset(
     source, codec = Source(config, SPLIT), build.codec(config)
     check_codec(source, codec)
     pairs = choose_pairs(source.rows, config.evaluation.pairs)
-    judges, networks = make_judges(config)
+    judges, networks = all_judges(config)
     made = generate.OutputConfig(**config.output)
     truth = Path(TRUTH.value) if TRUTH.value else None
     output, summary = Path(OUTPUT.value), read_summary(source.root)
@@ -165,8 +171,9 @@ def of_benchmark(
     loaded: Sequence[checkpoints.Checkpoint], config: ConfigDict
 ) -> publish.Evaluation:
     """A published list of pairs, by media that the user has."""
-    wanted = benchmark_rows.protocols(PROTOCOL.value)
+    wanted = benchmark_protocols.protocols(PROTOCOL.value)
     found = benchmark_file.read(BENCHMARK.value)
+    benchmark_protocols.check_pictures(wanted, [s.key for s in found.samples])
     output = Path(OUTPUT.value)
     results_of = [benchmark_rows.named(text) for text in RESULTS.value]
     theirs = [benchmark_rows.theirs(*r, found.samples) for r in results_of]
@@ -176,31 +183,45 @@ def of_benchmark(
     pairs, missing = benchmark_samples.available(
         found, Path(MEDIA.value), output, ALLOW_MISSING.value, share()[0] == 0
     )
-    judges, networks = make_judges(config)
-    codec, made = build.codec(config), generate.OutputConfig(**config.output)
+    judges, networks = all_judges(config)
+    codec, made = None, generate.OutputConfig(**config.output)
     studio, rows = None, []
     if loaded:
+        codec = build.codec(config)
         studio = benchmark_samples.studio(codec, pairs, config)
+        others = {}
+        if SILENT.value:
+            wanted += benchmark_protocols.SILENT
+            others = benchmark_protocols.others(pairs)
         for frames in dict.fromkeys(protocol.latents for protocol in wanted):
-            base = ours(benchmark_rows.with_latents(loaded, frames), codec, made)
+            shown = benchmark_protocols.with_latents(loaded, frames)
+            base, inputs = ours(shown, codec, made), output / "inputs"
             for protocol in wanted:
                 if protocol.latents == frames:
-                    rows += benchmark_rows.under(base, protocol, output / "inputs")
-    floors = [w for w in marks(codec, made) if loaded or w.slug != "codec"]
+                    rows += benchmark_protocols.under(
+                        base, protocol, inputs, others, config
+                    )
     about = benchmark_samples.describe_all(found, pairs, missing)
     return publish.Evaluation(
-        ways=[*floors, *rows, *theirs],
+        ways=[*marks(codec, made), *rows, *theirs],
         tasks=benchmark_samples.tasks(
             pairs, networks, found.sha256, studio, config, output
         ),
         samples=[benchmark_samples.describe(pair, config) for pair in pairs],
         benchmark=about,
-        introduction=benchmark_samples.introduction(
-            pairs, len(found.samples), networks
-        ),
+        introduction=benchmark_samples.introduction(networks),
         judges=judges,
         networks=networks,
     )
+
+
+def all_judges(config: ConfigDict) -> tuple[Judges, dict[str, benchmark.Network]]:
+    """Our scoring networks, and those of the user's."""
+    judges, networks = make_judges(config)
+    given, theirs = feature_networks.given(
+        FACE_NETWORK.value, FID_NETWORK.value, FVD_NETWORK.value, LPIPS_NETWORK.value
+    )
+    return judges._replace(given=given), networks | theirs
 
 
 def check_flags() -> None:
@@ -222,6 +243,8 @@ def check_flags() -> None:
         )
     elif RESULTS.value or PROTOCOL.value != ["video"]:
         raise InputError("flags: --results and --protocol: they need --benchmark")
+    if SILENT.value and not (BENCHMARK.value and CHECKPOINT.value):
+        raise InputError("flags: --silent: it needs --benchmark and --checkpoint")
 
 
 def compare(paths: Sequence[str]) -> None:
@@ -235,7 +258,8 @@ def compare(paths: Sequence[str]) -> None:
     for pair, metrics in found.items():
         a, b = pair.split("|")
         title = f"{names[0][a]} of {paths[0]} less {names[1][b]} of {paths[1]}"
-        shown.append(tables.comparison_table(title, metrics))
+        columns = benchmark.listed(first["methods"])
+        shown.append(tables.comparison_table(title, metrics, columns))
     print(tables.markdown(shown))
 
 

@@ -51,6 +51,14 @@ class Material(NamedTuple):
     key: str  # of the sample: names its files
 
 
+class Heard(NamedTuple):
+    """What a video was driven by."""
+
+    wave: Float[ndarray, " n"]
+    mel: Float[ndarray, "F U"] | None  # None: of the sample's own speech
+    silent: bool = False
+
+
 class Way(NamedTuple):
     """A row: how it makes the video of a sample, and everything that depends on."""
 
@@ -63,6 +71,10 @@ class Way(NamedTuple):
     protocol: str = "video"  # what is shown of the person
     # what else a sample's video depends on, by its key: somebody's file
     of: Callable[[str], dict[str, Any]] | None = None
+    heard: Callable[[Material], Heard] | None = None  # None: the sample's own speech
+    hears: str = "own"  # or "silence", or "swapped"
+    family: str = ""  # rows of a sweep that differ in `frames` alone
+    frames: int | None = None  # of the reference; None: as many as the config says
 
 
 def choose_pairs(rows: Sequence[Row], count: int) -> list[Pair]:
@@ -166,9 +178,8 @@ def check_codec(source: Source, codec: Codec) -> None:
         )
 
 
-def marks(codec: Codec, output: generate.OutputConfig) -> list[Way]:
-    """The rows that are no checkpoint."""
-    name = fingerprint(codec)
+def marks(codec: Codec | None, output: generate.OutputConfig) -> list[Way]:
+    """The rows that are no checkpoint. Without a `codec` there is none of its own."""
 
     def reconstruct(sample: Material) -> ndarray:
         latents = jnp.asarray(sample.latents(), jnp.float32)[None]
@@ -187,12 +198,13 @@ def marks(codec: Codec, output: generate.OutputConfig) -> list[Way]:
 
     makes = {
         "truth": lambda sample: sample.truth.frames,
-        "codec": reconstruct,
+        **({} if codec is None else {"codec": reconstruct}),
         "still": repeat,
         "copied": copy,
     }
+    made_with = {"codec": {"codec": codec and fingerprint(codec)}}
     return [
-        Way(MARKS[slug], slug, make, {"codec": name}, {"role": MARKS[slug]})
+        Way(MARKS[slug], slug, make, made_with.get(slug, {}), {"role": MARKS[slug]})
         for slug, make in makes.items()
     ]
 

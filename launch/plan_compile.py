@@ -7,7 +7,6 @@ fit is a result too: XLA says how much it wanted, and for what.
 import contextlib
 import re
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 
 from launch import (
     plan_buffers,
+    plan_dump,
     plan_hlo,
     plan_moved,
     plan_program,
@@ -98,8 +98,8 @@ def one(
     with ticking(f"{program.name}: tracing"):
         lowered = program.lowered()
     traced = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    with plan_dump.folder() as folder:
+        dump = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
         compiled, error = None, ""
         try:
             with ticking(f"{program.name}: compiling"):
@@ -111,7 +111,7 @@ def one(
             if _FULL not in error:
                 raise
         done = time.monotonic()
-        text, buffers = _dumped(Path(folder))
+        text, buffers = _dumped(folder)
     hlo = plan_hlo.Program(text)
     result = {
         "program": program.name,

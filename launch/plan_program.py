@@ -3,7 +3,8 @@
     train     the step of launch.train: stages.STEPS under loop.compiled
     rollout   the first part of stage 3's step alone: groups of samples by the policy
     generate  what launch.generate calls: the prefill of the reference, all steps of one
-              chunk with their guidance, and one later piece of the video decoder
+              chunk with their guidance, and one later piece of the video decoder. Every
+              token of still and reference is taken: no program is larger
 
 They are built from the functions that those commands call, with shapes in the place of
 weights and data. What is not known without files is taken to be: weights that are not
@@ -261,8 +262,14 @@ def reference_cache(
     model = build.abstract_transformer(config)
     graph, shapes = nnx.split(model, nnx.Param)
     with jax.set_mesh(mesh):
+        rows = len(given.has_audio)
+        held = rollout.prefills(rows, stages.members(config))
         one = jax.eval_shape(
-            lambda weights, told: nnx.merge(graph, weights).prefill(told), shapes, given
+            lambda weights, told: nnx.merge(graph, weights).prefill(
+                rollout.repeated(told, held)
+            ),
+            shapes,
+            given,
         )
     return (_kept(model, one, mesh),) * (1 + (audio_scale != 1))
 

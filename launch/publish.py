@@ -12,10 +12,10 @@ from launch.held_out import Way
 from launch.score_rows import Task, write_text
 from launch.stages import FLOW
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import page, tables
+from tavr_jax.evaluation import benchmark, page, page_data, page_report, results, tables
 from tavr_jax.evaluation.benchmark import MARKS, Network
-from tavr_jax.evaluation.page_strips import strips
-from tavr_jax.evaluation.results import Results
+from tavr_jax.evaluation.failures import MISSING, FailureConfig
+from tavr_jax.evaluation.results import REAL, Record, Results
 from tavr_jax.evaluation.score_video import Judges
 
 _TOLD = ("checkpoint", "fingerprint", "codec", "steps", "seed", "folder")
@@ -27,6 +27,9 @@ def rows(ways: Sequence[Way]) -> dict[str, dict[str, Any]]:
         way.slug: {
             "name": way.name,
             "protocol": way.protocol,
+            "family": way.family,
+            "frames": way.frames,
+            "hears": way.hears,
             "provenance": way.tags,
             "made_with": way.made_with,
         }
@@ -34,11 +37,14 @@ def rows(ways: Sequence[Way]) -> dict[str, dict[str, Any]]:
     }
 
 
-def compared(slugs: Sequence[str], baseline: str) -> list[tuple[str, str]]:
-    """Which rows are tested against each other: all against the `baseline`, or each
-    against those before it."""
+def compared(ways: Sequence[Way], baseline: bool) -> list[tuple[str, str]]:
+    """Which rows are tested against each other: all against the first one, which is
+    the `baseline`, or each against those before it. Marks are not, nor what hears
+    something else."""
+    slugs = [w.slug for w in ways if w.slug not in MARKS and w.hears == "own"]
     if baseline:
-        return [(slug, baseline) for slug in slugs if slug != baseline]
+        baseline, *slugs = slugs
+        return [(slug, baseline) for slug in slugs]
     return [(slug, other) for i, slug in enumerate(slugs) for other in slugs[:i]]
 
 
@@ -54,51 +60,124 @@ class Evaluation(NamedTuple):
     networks: dict[str, Network]
 
 
+def usable(
+    made: Evaluation, records: dict[str, list[Record]]
+) -> tuple[Evaluation, dict[str, list[Record]]]:
+    """Both without the samples that turned out to be none, which are told as missing.
+
+    InputError: every sample is one of them.
+    """
+    reasons = {
+        sample["key"]: record.reason
+        for sample, record in zip(made.samples, records[REAL], strict=True)
+        if MISSING in record.failures
+    }
+    if not reasons:
+        return made, records
+    for key, reason in reasons.items():
+        print(f"missing: {key}: {reason}")
+    kept = [i for i, s in enumerate(made.samples) if s["key"] not in reasons]
+    if not kept:
+        key, reason = next(iter(reasons.items()))
+        raise InputError(f"no sample can be scored: {key}: {reason}")
+    missing = {**made.benchmark["missing"], **reasons}
+    return (
+        made._replace(
+            tasks=[made.tasks[i] for i in kept],
+            samples=[made.samples[i] for i in kept],
+            benchmark={**made.benchmark, "complete": False, "missing": missing},
+        ),
+        {slug: [row[i] for i in kept] for slug, row in records.items()},
+    )
+
+
+def assemble(
+    made: Evaluation,
+    records: dict[str, list[Record]],
+    config: ConfigDict,
+    command: str,
+    baseline: bool,
+) -> tuple[Evaluation, Results]:
+    """results.json as a dict, and the evaluation without samples that are none.
+
+    With `baseline` the rows are tested against the first that is no mark.
+    InputError: as `usable`.
+    """
+    made, records = usable(made, records)
+    level, seed = config.evaluation.level, config.seed
+    silent = any(way.hears == "silence" for way in made.ways)
+    metrics, named = benchmark.metrics_of(made.networks, silent), rows(made.ways)
+    found = results.findings(
+        records,
+        made.samples,
+        compared(made.ways, baseline),
+        FailureConfig(**config.evaluation.failures),
+        level,
+        seed,
+        metrics,
+    )
+    sweep = results.sweep(named, found["summary"])
+    sets = benchmark.set_methods(made.networks)
+    methods = benchmark.methods(made.networks, metrics)
+    return made, {
+        "version": benchmark.VERSION,
+        "command": command,
+        "level": level,
+        "seed": seed,
+        "benchmark": made.benchmark,
+        "rows": named,
+        "methods": results.described(methods, metrics),
+        "set_methods": {key: method._asdict() for key, method in sets.items()},
+        "samples": made.samples,
+        **found,
+        **({"sweep": sweep} if sweep else {}),
+    }
+
+
 def publish(
-    results: Results,
+    found: Results,
     made: Evaluation,
     plots: list[page.Plot],
     commands: list[str],
     config: ConfigDict,
     output: Path,
 ) -> None:
-    """results.json, results.md and report.html, from one dict; prints the tables."""
-    write_text(output / "results.json", json.dumps(results, indent=1, allow_nan=False))
-    found = tables.summary_tables(results)
-    whole = [*found, tables.sample_table(results)]
-    head = f"# Evaluation: {results['benchmark']['name']}\n\n"
-    command = f"    {results['command']}\n\n"
+    """results.json, results.md and report.html, from one dict; prints the scores."""
+    if missing := found["benchmark"]["missing"]:
+        write_text(output / "missing.json", json.dumps(missing, indent=1))
+    write_text(output / "results.json", json.dumps(found, indent=1, allow_nan=False))
+    shown = tables.summary_tables(found)
+    whole = [*shown, tables.sample_table(found)]
+    head = f"# Evaluation: {found['benchmark']['name']}\n\n"
+    command = f"    {found['command']}\n\n"
     write_text(output / "results.md", head + command + tables.markdown(whole))
     names = [way.name for way in made.ways if way.slug not in MARKS]
-    report = page.Report(
+    report = page_report.Report(
         title=f"Evaluation: {', '.join(names)}",
+        warnings=page_data.warnings(found),
         introduction=made.introduction,
-        tables=found,
-        figures=strips(results),
-        samples=[
-            page_sample(made.tasks[i].folder, made.samples[i], made.ways, config)
-            for i in chosen(results, config.evaluation.shown)
-        ],
+        board=page_data.board(
+            found,
+            [task.folder for task in made.tasks],
+            config.speech.fps,
+            output,
+            config.evaluation.shown,
+        ),
+        sweep=page_data.sweep(found),
+        tables=[t for t in shown if t.title == tables.ALONE[1]],
         plots=plots,
-        details=[whole[-1], tables.method_table(results["methods"])],
-        commands=[*commands, results["command"]],
-        provenance=provenance(results),
+        details=[
+            tables.method_table(found["methods"]),
+            *page_data.set_methods(found),
+        ],
+        commands=[*commands, found["command"]],
+        provenance=provenance(found),
     )
-    page.write(output / "report.html", report)
-    print(tables.markdown(found))
+    page_report.write(output / "report.html", report)
+    many = len(found["comparisons"])
+    print(tables.markdown([t for t in shown if t.title in tables.ALONE]))
+    print(f"{output / 'results.md'}: these tables, {many} comparison(s), every sample")
     print(f"{output / 'report.html'}: open it in a browser")
-
-
-def chosen(results: Results, most: int) -> list[int]:
-    """Which samples the page carries: all, or as many of the worst and of the best by
-    the identity of the last row, what is missing first."""
-    count = len(results["samples"])
-    if count <= most:
-        return list(range(count))
-    *_, last = results["scores"].values()
-    scores = last["identity"]
-    order = sorted(range(count), key=lambda i: (scores[i] is not None, scores[i] or 0))
-    return order[: most - most // 2] + order[count - most // 2 :]
 
 
 def read_curves(workdirs: Sequence[Path]) -> list[page.Plot]:
@@ -130,36 +209,10 @@ def read_lines(path: Path) -> list[str]:
         raise InputError(f"{path}: cannot be read ({error}); check the path") from error
 
 
-def page_sample(
-    folder: Path, sample: dict[str, str], ways: Sequence[Way], config: ConfigDict
-) -> page.Sample:
-    """The inputs and all rows of one sample, side by side."""
-
-    def medium(label: str, name: str, facts: list[str], mine: bool, leads: bool):
-        data = (folder / name).read_bytes()
-        return page.Medium(label, facts, data, tuple(sample["size"]), mine, leads)
-
-    shown = [
-        medium("Reference video", "reference.mp4", [sample["reference"]], False, False),
-        medium("Still, as the model sees it", "target.png", [], False, False),
-    ]
-    for way in ways:
-        mine = way.slug not in MARKS
-        if way.slug == "still":
-            continue  # a picture that does not move; its scores are in the tables
-        if not (folder / f"{way.slug}.mp4").is_file():
-            continue  # a failure: the tables say so
-        scores = json.loads((folder / f"{way.slug}.json").read_text())["scores"]
-        facts = tables.facts(scores)
-        shown.append(medium(way.name, f"{way.slug}.mp4", facts, mine, way is ways[-1]))
-    title = f"{sample['target']}, reference {sample['kind']}"
-    return page.Sample(title, sample["caption"], config.speech.fps, shown)
-
-
-def provenance(results: Results) -> dict[str, str]:
+def provenance(found: Results) -> dict[str, str]:
     """What the page says at its end."""
-    facts = {"Generated by": "tavr_jax", "Samples": json.dumps(results["benchmark"])}
-    for slug, row in results["rows"].items():
+    facts = {"Generated by": "tavr_jax", "Samples": json.dumps(found["benchmark"])}
+    for slug, row in found["rows"].items():
         if slug not in MARKS:
             told = [f"{k} {v}" for k, v in row["provenance"].items() if k in _TOLD]
             facts[row["name"]] = ", ".join(told)

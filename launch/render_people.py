@@ -7,8 +7,9 @@ run has not seen.
 
     python -m launch.render_people --output DIR --benchmark FILE.json
 
-draws the people of the mini benchmark instead, and writes its list:
-`launch.evaluate --benchmark FILE.json --media DIR` scores by it.
+draws the people of the mini benchmark instead, and writes its list, which is
+configs/mini_benchmark.json: `launch.evaluate --benchmark FILE.json --media DIR` scores
+by it.
 """
 
 from pathlib import Path
@@ -53,14 +54,18 @@ def main() -> None:
 def draw_benchmark(path: Path, folder: str) -> None:
     """The mini benchmark: its list first, which takes no time, then its videos.
 
-    InputError: flags that say another cast, a list that cannot be written.
+    InputError: flags that say another cast, a list that cannot be written or is
+    somebody else's.
     """
     said = (PEOPLE, SCENES, SECONDS, SIZE, SEED, FIRST)
     if given := [flag.name for flag in said if flag.present]:
         raise InputError(f"--{given[0]}: the mini benchmark is fixed; leave it out")
+    text = benchmark_mini.text().encode()
     try:
+        if path.exists() and path.read_bytes() != text:
+            raise InputError(f"--benchmark {path}: is another list; name a new file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(benchmark_mini.text(), encoding="utf-8")
+        path.write_bytes(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     print(f"{path}: {len(benchmark_mini.listing())} pairs")

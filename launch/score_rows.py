@@ -9,18 +9,21 @@ import json
 import os
 import time
 import zipfile
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray
 from tqdm import tqdm
 
 from data_pipelines import video_files
-from launch.held_out import Material, Way
+from launch.held_out import Heard, Material, Way
 from tavr_jax.diffusion.chunks import FRAMES_PER_LATENT, Plan
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation.benchmark import METRICS
@@ -29,6 +32,7 @@ from tavr_jax.evaluation.results import Record
 from tavr_jax.evaluation.score_video import Judges, Scored, Scorer
 
 CRF = 12  # of the videos written: their blur should be the model's
+PRESET = "superfast"  # x264's: a third of its usual time, a third more bytes
 PATIENCE, PAUSE = 3600.0, 1.0  # seconds: without a video, between two looks
 SLACK = 2  # frames that a video may lack before it is called short
 
@@ -39,7 +43,17 @@ class Task(NamedTuple):
     folder: Path  # of its videos and scores
     key: str  # of the sample
     made_with: dict[str, Any]  # what every row of it depends on
-    read: Callable[[], Material]  # also writes to `folder` what the page shows of it
+    # Also writes to `folder` what the page shows of it. InputError: nothing is right of
+    # the sample: every row of it is missing.
+    read: Callable[[], Material]
+
+
+class _Opened(NamedTuple):
+    """A sample and what measures its videos, or why it cannot be."""
+
+    sample: Material | None
+    scorer: Future[Scorer] | None
+    reason: str
 
 
 def run(
@@ -94,22 +108,39 @@ def made_of(task: Task, way: Way) -> dict[str, Any]:
 def _made(
     ways: Sequence[Way], tasks: Sequence[Task], judges: Judges, config: ConfigDict
 ) -> dict[str, list[Record]]:
+    """A video is scored and written by a second thread, while the next one is made.
+
+    At most a sample's videos wait for that one.
+    """
     records: dict[str, list[Record]] = defaultdict(list)
+    waiting: deque[tuple[str, Future[Record]]] = deque()
     total = len(tasks) * len(ways)
-    with tqdm(total=total, desc="evaluating", unit="video", mininterval=2) as bar:
+    cv2.setNumThreads(1)  # small pictures: more are slower, and the other cores' are
+    with (
+        tqdm(total=total, desc="evaluating", unit="video", mininterval=2) as bar,
+        ThreadPoolExecutor(1) as second,
+    ):
+
+        def collect(most: int) -> None:
+            while len(waiting) > most:
+                slug, found = waiting.popleft()
+                records[slug].append(found.result())
+                bar.update()
+
         for task in tasks:
             task.folder.mkdir(parents=True, exist_ok=True)
-            sample = scorer = None
+            opened = None
             for way in ways:
                 made_with = made_of(task, way)
-                found = stored(task.folder, way.slug, made_with)
-                if found is None:
-                    if scorer is None:
-                        sample = task.read()
-                        scorer = Scorer(sample.truth, judges)
-                    found = _make(task.folder, way, sample, scorer, made_with, config)
-                records[way.slug].append(found)
-                bar.update()
+                kept = stored(task.folder, way.slug, made_with)
+                if kept is None:
+                    opened = opened or _open(task, judges, second)
+                    found = _make(task, way, opened, made_with, config, second)
+                else:
+                    found = _done(kept)
+                waiting.append((way.slug, found))
+                collect(most=len(ways))
+        collect(most=0)
     return records
 
 
@@ -121,12 +152,12 @@ def stored(folder: Path, slug: str, made_with: dict) -> Record | None:
         if found["made_with"] != _json(made_with):
             return None
         if MISSING in found["failures"]:
-            return _missing()
+            return _missing(found["reason"])
         if not path.with_suffix(".mp4").is_file():
             return None
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as features:
-            frames, clips = features["frames"], features["clips"]
-        return Record(found["scores"], tuple(found["failures"]), frames, clips)
+            kinds = dict(features)
+        return Record(found["scores"], tuple(found["failures"]), kinds)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None  # not there or damaged: made again
 
@@ -136,7 +167,7 @@ def write_video(
 ) -> None:
     """A video of an evaluation, with its speech."""
     rate, fps = config.speech.sample_rate, config.speech.fps
-    video_files.write_video(path, frames, fps, wave, rate, CRF, tags)
+    video_files.write_video(path, frames, fps, wave, rate, CRF, tags, PRESET)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -146,27 +177,56 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def _open(task: Task, judges: Judges, second: Executor) -> _Opened:
+    try:
+        sample = task.read()
+    except InputError as error:  # of this sample alone: the others are scored
+        tqdm.write(f"sample {task.key} cannot be scored: {error}")
+        return _Opened(None, None, str(error))
+    return _Opened(sample, second.submit(Scorer, sample.truth, judges), "")
+
+
 def _make(
-    folder: Path,
+    task: Task,
+    way: Way,
+    opened: _Opened,
+    made_with: dict,
+    config: ConfigDict,
+    second: Executor,
+) -> Future[Record]:
+    path, (sample, scorer, reason) = task.folder / f"{way.slug}.json", opened
+    path.unlink(missing_ok=True)  # it speaks of the video that is replaced now
+    if sample is not None:
+        try:
+            video = way.make(sample)
+        except InputError as error:  # of this row alone: the others are scored
+            reason = str(error)
+            tqdm.write(f"{way.name}: sample {sample.key}: {reason}")
+    if reason:
+        path.with_suffix(".mp4").unlink(missing_ok=True)
+        about = {"failures": [MISSING], "reason": reason, "made_with": made_with}
+        write_text(path, json.dumps(about, indent=1))
+        return _done(_missing(reason))
+    heard = Heard(sample.wave, None) if way.heard is None else way.heard(sample)
+    told = path, way, sample, video, heard, made_with, config
+    return second.submit(_finish, scorer, *told)
+
+
+def _finish(
+    scorer: Future[Scorer],
+    path: Path,
     way: Way,
     sample: Material,
-    scorer: Scorer,
+    video: UInt8[ndarray, "F Y X 3"],
+    heard: Heard,
     made_with: dict,
     config: ConfigDict,
 ) -> Record:
-    path = folder / f"{way.slug}.json"
-    path.unlink(missing_ok=True)  # it speaks of the video that is replaced now
-    try:
-        video = way.make(sample)
-    except InputError as error:  # of this row alone: the others are scored
-        tqdm.write(f"{way.name}: sample {sample.key}: {error}")
-        path.with_suffix(".mp4").unlink(missing_ok=True)
-        about = {"failures": [MISSING], "reason": str(error), "made_with": made_with}
-        write_text(path, json.dumps(about, indent=1))
-        return _missing()
+    """Score a video, and write it and all that is kept of it."""
     failures = [SHORT] * (len(video) < len(sample.truth.frames) - SLACK)
-    found = scorer.score(video, joins(sample.plan) if way.chunked else ())
-    write_video(path.with_suffix(".mp4"), video, sample.wave, config, way.tags)
+    chunks = joins(sample.plan) if way.chunked else ()
+    found = scorer.result().score(video, chunks, heard.mel, heard.silent)
+    write_video(path.with_suffix(".mp4"), video, heard.wave, config, way.tags)
     _write_features(path.with_suffix(".npz"), found)
     about = {
         "scores": found.scores,
@@ -175,12 +235,18 @@ def _make(
         "made_with": made_with,
     }
     write_text(path, json.dumps(about, indent=1))  # last: it says that all is there
-    return Record(found.scores, tuple(failures), found.frames, found.clips)
+    return Record(found.scores, tuple(failures), found.features)
 
 
-def _missing() -> Record:
+def _done(record: Record) -> Future[Record]:
+    found: Future[Record] = Future()
+    found.set_result(record)
+    return found
+
+
+def _missing(reason: str) -> Record:
     scores = dict.fromkeys([*(metric.key for metric in METRICS), "leak_p"])
-    return Record(scores, (MISSING,), np.zeros((0, 39)), np.zeros((0, 51)))
+    return Record(scores, (MISSING,), {}, reason)
 
 
 def joins(plan: Plan) -> list[int]:
@@ -191,7 +257,7 @@ def joins(plan: Plan) -> list[int]:
 def _write_features(path: Path, found: Scored) -> None:
     partial = path.with_name(f".{path.name}.part")
     with partial.open("wb") as file:
-        np.savez(file, frames=found.frames, clips=found.clips)
+        np.savez(file, **found.features)
     os.replace(partial, path)
 
 

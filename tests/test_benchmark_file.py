@@ -2,9 +2,11 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 
+import configs
 from data_pipelines import benchmark_file, benchmark_mini
 from tavr_jax.errors import InputError
 
@@ -98,8 +100,9 @@ def test_what_is_no_list_of_samples_is_refused(tmp_path, text):
         benchmark_file.read(tmp_path / "nowhere.json")
 
 
-def test_the_mini_benchmark_is_158_frozen_pairs_of_79_people(tmp_path):
-    path = write(tmp_path / "mini.json", benchmark_mini.text())
+def test_the_mini_benchmark_is_158_frozen_pairs_of_79_people():
+    path = Path(configs.__file__).with_name("mini_benchmark.json")
+    assert path.read_text(encoding="utf-8") == benchmark_mini.text()
     found = benchmark_file.read(path)
     assert len(found.samples) == 158
     assert len({sample.person for sample in found.samples}) == 79

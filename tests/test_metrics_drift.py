@@ -144,6 +144,7 @@ def test_background_sees_the_scene_and_not_the_person(still):
     found = metrics_scene.background(noisy, still, everything)
     assert found.psnr == pytest.approx(metrics.psnr(noisy, still), 0.01)
     assert found.ssim == pytest.approx(metrics.ssim(noisy, still), 0.01)
+    assert found.picture == metrics.ssim(noisy, still) != changed.picture
 
 
 def shifted(texture, pixels, size):

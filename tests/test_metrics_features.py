@@ -135,6 +135,16 @@ def test_mini_features_order_blur_noise_and_stillness(crops):
     assert apart(clips, crops, frozen) > 2 * apart(clips, crops[::2], crops[1::2])
 
 
+def test_mini_features_do_not_depend_on_how_many_are_taken_at_once(crops):
+    frames = crops[0][:, :37]  # sizes that no halving divides
+    one_by_one = [metrics_mini.frame_features(frame[None])[0] for frame in frames]
+    whole = metrics_mini.frame_features(np.concatenate([frames, frames[:3]]))
+    np.testing.assert_array_equal(whole, [*one_by_one, *one_by_one[:3]])
+    fine = frames[0].astype(np.float32) / 255 @ metrics_mini._COLOURS
+    rows = np.log(np.diff(fine, axis=0).reshape(-1, 3).std(axis=0) + 1e-3)
+    np.testing.assert_allclose(whole[0, :3], rows, rtol=1e-5)  # (1), its first numbers
+
+
 def test_lpips_is_the_released_formula(golden):
     first, second, weights = (
         [golden[f"lpips_{kind}{layer}"] for layer in range(5)] for kind in "xyw"

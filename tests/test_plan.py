@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from configs import cross_scene, policy, same_scene
 from data_pipelines import loader
 from launch import (
     plan_compile,
+    plan_dump,
     plan_layouts,
     plan_page,
     plan_program,
@@ -247,6 +249,30 @@ def test_what_cannot_be_planned_is_one_line():
         done = plan(*given, *filter(None, [more]))
         assert done.returncode == 2 and named in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_killed_plan_leaves_nothing():
+    """In the middle of a long step of C, as a compilation is."""
+    run = [sys.executable, "-c", BUSY]
+    busy = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    folder = Path(busy.stdout.readline().strip())
+    assert (folder / "program").exists()
+    busy.terminate()
+    assert busy.wait(timeout=20) == 143 and not folder.exists()
+    before = signal.getsignal(signal.SIGTERM)
+    with plan_dump.folder() as folder:
+        (folder / "program").touch()
+    assert not folder.exists() and signal.getsignal(signal.SIGTERM) is before
+
+
+BUSY = """
+import hashlib
+from launch import plan_dump
+with plan_dump.folder() as folder:
+    (folder / "program").touch()
+    print(folder, flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)
+"""
 
 
 @pytest.mark.slow

@@ -2,13 +2,12 @@
 
 import copy
 import json
-import re
 
 import numpy as np
 import pytest
 
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, failures, page_strips, results, tables
+from tavr_jax.evaluation import benchmark, failures, results, tables
 from tavr_jax.evaluation.benchmark import METRICS, Network
 
 PEOPLE, PAIRS = 6, 3
@@ -24,8 +23,11 @@ def records(rng, better):
             level = 10 * person + pair + rng.normal() * 0.01
             scores = {m.key: level + better for m in METRICS}
             scores["offset"] = float((-1) ** pair * 3)
-            features = rng.normal(size=(4, 39)), rng.normal(size=(2, 51))
-            found.append(results.Record(scores, (), *features))
+            features = {
+                "frames": rng.normal(size=(4, 39)),
+                "clips": rng.normal(size=(2, 51)),
+            }
+            found.append(results.Record(scores, (), features))
     found[0].scores["psnr"] = None
     return found
 
@@ -99,28 +101,6 @@ def test_tables_say_what_the_numbers_say(found):
     )
 
 
-def test_every_value_is_a_dot_inside_its_figure(found):
-    figures = page_strips.strips(
-        found | {"rows": {"<b>": {"name": "<b>"}}} | _as_b(found)
-    )
-    assert len(figures) == len(METRICS)
-    for metric, figure in zip(METRICS, figures, strict=True):
-        values = [v for v in found["scores"]["one"][metric.key] if v is not None]
-        places = [
-            float(x) for x in re.findall(r'circle class="dot" cx="([\d.]+)"', figure)
-        ]
-        assert len(places) == len(values)
-        assert all(110 <= x <= 388 for x in places)
-        values = np.abs(values) if metric.better == "zero" else values
-        order = np.argsort(values, kind="stable")
-        assert (np.diff(np.array(places)[order]) >= 0).all()
-        assert "<b>" not in figure
-
-
-def _as_b(found):
-    return {name: {"<b>": found[name]["one"]} for name in ("scores", "summary")}
-
-
 def test_two_files_compare_row_by_row(found):
     better = json.loads(json.dumps(made(better=2.5)))
     apart = results.compare(better, found, ("a", "b"))
@@ -135,6 +115,17 @@ def test_two_files_compare_row_by_row(found):
         del renamed[what]["one"]
     crossed = results.compare(better, renamed, ("a", "b"))
     assert crossed.keys() == {"one|three", "two|three"}
+
+
+def test_columns_that_one_file_lacks_are_left_out(found):
+    more = copy.deepcopy(found)
+    more["methods"]["lpips"] = more["methods"]["psnr"] | {"network": "net 2"}
+    for row in more["scores"].values():
+        row["lpips"] = row["psnr"]
+    for one, other in ((more, found), (found, more)):
+        apart = results.compare(one, other, ("a", "b"))
+        assert apart["two|two"].keys() == found["methods"].keys()
+    assert "lpips" in results.compare(more, more, ("a", "b"))["two|two"]
 
 
 @pytest.mark.parametrize(
@@ -164,3 +155,20 @@ def test_a_file_is_read_or_refused_by_name(found, tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=said):
             results.read(path)
+
+
+def test_a_sweep_is_what_rows_of_a_family_say_over_k(found):
+    def row(family, frames):
+        return {"family": family, "frames": frames}
+
+    rows = {"truth": row("", None), "one": row("net", 12), "two": row("net", 4)}
+    summary = copy.deepcopy(found["summary"])
+    swept = results.sweep(rows, summary)
+    points = swept["identity"]["net"]
+    assert points["k"] == [4, 12]  # in order, whichever row came first
+    for name in ("mean", "low", "high"):
+        assert points[name] == [summary[s]["identity"][name] for s in ("two", "one")]
+    summary["two"]["psnr"] = None
+    assert results.sweep(rows, summary)["psnr"]["net"]["k"] == [12]
+    assert results.sweep(rows | {"two": row("other net", 4)}, summary) == {}
+    assert "sweep" not in found

@@ -20,7 +20,7 @@ from tavr_jax.models.transformer import Transformer
 from tavr_jax.parallel import sharding
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 from tavr_jax.rl import advantages, grpo, rollout, sde
-from tavr_jax.rl.rollout import PolicyConfig, group_velocity, repeated
+from tavr_jax.rl.rollout import PolicyConfig, group_velocity, prefills, repeated
 from tavr_jax.rl.sde import Levels, Transition
 
 SHIFTS, INDICES = (1, 3, 5), (0, 1, 5, 9)
@@ -241,6 +241,26 @@ def test_reference_is_prefilled_once_per_sample_and_held_once():
     assert seen == [2]
 
 
+@pytest.mark.parametrize(
+    ("samples", "group", "shares", "times"),
+    [
+        (2, 3, 1, 1),
+        (8, 8, 4, 1),
+        (2, 4, 8, 4),
+        (8, 8, 64, 8),
+        (6, 4, 8, 4),
+        (4, 6, 8, 2),
+    ],
+)
+def test_devices_with_parts_of_a_group_prefill_and_hold_its_reference(
+    samples, group, shares, times, monkeypatch
+):
+    """And no device any other: rows of the cache divide wherever members do."""
+    monkeypatch.setattr(sharding, "shares", {"B": shares}.get)
+    assert prefills(samples, group) == times
+    assert group % times == 0 and samples * times % shares == 0
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 4, 2, 1)])
 def test_a_cache_that_a_group_shares_is_a_cache_of_each(shape):
     """Two samples, which four devices do not divide, and three guided branches."""
@@ -254,9 +274,17 @@ def test_a_cache_that_a_group_shares_is_a_cache_of_each(shape):
     )
     t = jnp.linspace(100.0, 900.0, 8)
 
+    held = []
+
     def of_groups(params, told):
         model = nnx.merge(graph, params)
-        net = Network(model.prefill, model)
+
+        def prefill(conditions):
+            cache = model.prefill(conditions)
+            jax.debug.inspect_array_sharding(cache.keys, callback=held.append)
+            return cache
+
+        net = Network(prefill, model)
         return group_velocity(net, told, 4, config)(x, t)
 
     def of_each(params, told):
@@ -270,6 +298,8 @@ def test_a_cache_that_a_group_shares_is_a_cache_of_each(shape):
         ours, theirs = (jax.jit(f)(params, told) for f in (of_groups, of_each))
     _close(ours, theirs)
     assert np.abs(ours[0] - ours[4]).max() > 0.1
+    rows = max(2, shape[1])
+    assert held[0].shard_shape((1, rows, 1, 2, 1))[1] == rows // shape[1]
 
 
 def test_stochastic_steps_come_from_the_window_and_never_twice():

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_dataset
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_policy import BRIGHT, LEARNS
 from test_training import ADAM, NO_DROPS, make_batch, wide_network, wide_params
 
+from configs import policy as policy_stage
 from configs import same_scene
 from data_pipelines import loader
 from launch import pod_fit, stages
@@ -67,23 +69,39 @@ def test_eight_devices_are_one_device(stage, rows, group, shape):
     )
 
 
-def first_step(config, folder, shape) -> dict[str, float]:
-    """Loss and gradient of a stage's real step on the first devices."""
+def first_steps(config, folder, shape, count=1) -> list[dict[str, float]]:
+    """Metrics of a stage's real steps on the first devices. Weights are drawn: those
+    that begin as zero would hide the rest."""
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
     rates = optimizer.OptimizerConfig(**config.optimizer)
     start = begin(config, mesh, folder, False)
+    frozen, trained = shaken(start.frozen, 0), shaken(start.params(), 1)
+    start = start._replace(frozen=frozen, params=lambda: trained)
+    config.init_from = "the above"  # asked for by stage 3, and not read any more
     step = stages.STEPS[config.stage](stages.Run(config, start, folder, False), rates)
     step = jax.device_put(step, sharding.parameters(mesh, step))
     create = partial(optimizer.create_state, config=rates)
     abstract = sharding.abstract(mesh, jax.eval_shape(create, start.abstract))
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     state = jax.jit(create, out_shardings=shardings)(start.params())
-    rows = config.data.batch_size
+    rows, found = config.data.batch_size, []
     split = sharding.batch(mesh, rows, stages.members(config))
-    batch = next(loader.make_loader(config, rows=np.arange(rows)))
+    batches = loader.make_loader(config, rows=np.arange(rows))
     update = loop.compiled(step, config.seed, mesh, shardings)
-    _, metrics = update(state, sharding.place(split, rows, batch))
-    return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+    for _ in range(count):
+        state, metrics = update(state, sharding.place(split, rows, next(batches)))
+        found.append({name: float(x) for name, x in metrics.items() if not x.ndim})
+    return found
+
+
+def shaken(tree, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jax.device_put(
+            x + 0.1 * rng.standard_normal(x.shape, "f"), x.sharding
+        ),
+        tree,
+    )
 
 
 @pytest.fixture
@@ -105,10 +123,26 @@ def test_a_sample_over_four_devices_trains_as_on_one(tmp_path, monkeypatch):
         config = same_scene.get_config("tiny")
         config.data.path, config.data.batch_size = str(data), 2
         shape = (1, 1, devices, 1)
-        found[devices] = first_step(config, tmp_path / str(devices), shape)
+        (found[devices],) = first_steps(config, tmp_path / str(devices), shape)
         assert bool(given) == (devices == 4), "attention was split over the tokens"
     assert found[1]["grad_norm"] > 0
     assert found[4] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.usefixtures("compiled_faster")
+@pytest.mark.slow
+def test_groups_over_four_devices_learn_as_on_one(tmp_path):
+    """Stage 3, two steps, a sample over two devices: pytest -m slow, as above."""
+    data, found = tiny_dataset.write(tmp_path / "data"), {}
+    for shape in ((1, 1, 1, 1), (1, 2, 2, 1)):
+        config = policy_stage.get_config("tiny")
+        config.data.path, config.data.batch_size = str(data), 1
+        folder = tmp_path / str(sum(shape))
+        found[shape] = first_steps(config, folder, shape, count=2)
+    one, many = found.values()
+    assert one[0]["loss"] != one[1]["loss"] and one[0]["grad_norm"] > 0
+    for ours, theirs in zip(many, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
 def test_parameters_are_split_once_along_their_largest_axis():
@@ -191,6 +225,25 @@ def test_intermediates_are_pinned_inside_a_mesh_and_free_outside():
         pinned = jax.jit(lambda x: sharding.constrain(x + 1, "B"))(x)
     assert len(pinned.addressable_shards) == 8
     assert pinned.addressable_shards[0].data.shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "places", "held"),
+    [(8, ("data", "fsdp"), 1), (6, ("data",), 3), (3, None, 3)],
+)
+def test_rows_that_do_not_divide_are_not_padded(rows, places, held):
+    mesh, seen = make_mesh(MeshConfig(2, 4, 1, 1)), []
+
+    @jax.jit
+    def pinned(x):
+        x = sharding.constrain(x + 1, "B")
+        jax.debug.inspect_array_sharding(x, callback=seen.append)
+        return x.sum()
+
+    with jax.set_mesh(mesh):
+        pinned(jnp.ones((rows, 4)))
+    assert seen[0].is_equivalent_to(NamedSharding(mesh, P(places)), 2), seen
+    assert seen[0].shard_shape((rows, 4)) == (held, 4)
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1, 1), (-1, -1, 1, 1), (0, 8, 1, 1)])

@@ -150,6 +150,27 @@ def test_latents_that_are_packed_alone_are_the_unpacked(model):
     assert shown(packed, told)[2].shape[1] == faces < told.reference_tokens[0].size
 
 
+def test_sound_read_latent_by_latent_is_the_dense_read(model):
+    told = conditions()
+    local = resized(model, reference_attention="frame", reference_bucket=6)
+    x, context = local.embed_reference(told)
+    assert not context.valid.all() and context.audio_mask is None
+    graph, layers = nnx.split(local.blocks)
+    heard = nnx.merge(graph, jax.tree.map(lambda w: w[0], layers)).audio_attn.reference
+
+    def dense(shift: int) -> np.ndarray:
+        """Scores of all pairs; each latent reads the rows of one `shift` later."""
+        slots = told.reference.shape[1]
+        tokens = (np.repeat(np.arange(slots), x.shape[1] // slots) + shift) % slots
+        rows = np.repeat(np.arange(slots), CONFIG.audio_per_latent)
+        mask = np.broadcast_to(tokens[:, None] == rows, (*x.shape[:2], len(rows)))
+        return heard(x, context._replace(near=None, audio_mask=jnp.asarray(mask)))
+
+    found = heard(x, context)
+    np.testing.assert_allclose(found, dense(0), rtol=0, atol=1e-5)
+    assert np.abs(found - dense(1)).max() > 1e-3
+
+
 def test_a_cache_is_the_reference_itself(model):
     """Bit by bit: made once and read by two steps, or made where it is read."""
     told = conditions()

@@ -10,7 +10,7 @@ or one of the marks that tell how its numbers read:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tavr_jax.evaluation import metrics_statistics
 from tavr_jax.evaluation.metrics_method import OURS, Method
@@ -26,6 +26,8 @@ MARKS = {
     "copied": "Reference, copied",
 }
 
+NAMED = ("identity", "identity_best", "identity_target", "facesim")  # of each network
+
 Better = Literal["high", "low", "one", "zero"]
 ARROWS = {"high": "↑", "low": "↓", "one": "→ 1", "zero": "→ 0"}
 
@@ -38,7 +40,7 @@ class Metric(NamedTuple):
     better: Better
     digits: int
     meaning: str
-    how: Literal["face", "sync", "mouth", "image", "luma", "curves"]
+    how: str  # a key of `methods`' words, or of a network that a user gave
 
     @property
     def label(self) -> str:
@@ -133,16 +135,58 @@ METRICS = (
 )  # fmt: skip
 
 
+SILENT = (
+    Metric(
+        "silence_moves", "Silent mouth", "low", 3,
+        "motion of the mouth in silence / the reference's talking mouth", "curves",
+    ),
+    Metric(
+        "silence_sync", "Silent Sync-C", "low", 3,
+        "lip-sync to the reference's speech of a video driven by silence", "sync",
+    ),
+)  # fmt: skip
+LPIPS = Metric("lpips", "LPIPS", "low", 3, "perceptual distance to the real", "lpips")
+
+
 class Network(NamedTuple):
     """A network that judges."""
 
     what: str  # with the fingerprint of its weights
     licence: str
     commercial: bool
+    preprocessing: str = ""  # of one that a user gave
 
 
-def methods(networks: Mapping[str, Network]) -> dict[str, Method]:
-    """How each metric was computed, from the "face" and the "lipsync" network."""
+def metrics_of(networks: Mapping[str, Network], silent: bool) -> tuple[Metric, ...]:
+    """The columns: `METRICS`, and those of what a user gave and asked for.
+
+    A face network called NAME is "face NAME" among `networks`.
+    """
+    named = [
+        m._replace(key=f"{name}/{m.key}", name=f"{m.name}, {name}", how=how)
+        for how in networks
+        for kind, _, name in [how.partition(" ")]
+        if kind == "face" and name
+        for m in METRICS
+        if m.key in NAMED
+    ]
+    apart = [LPIPS] if "lpips" in networks else []
+    return (*METRICS, *named, *apart, *(SILENT if silent else ()))
+
+
+def listed(methods: Mapping[str, Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """The columns of a results.json, from its "methods"."""
+    fields = [name for name in Metric._fields if name not in ("key", "how")]
+    return tuple(
+        Metric(key=key, how="", **{name: told[name] for name in fields})
+        for key, told in methods.items()
+    )
+
+
+def methods(
+    networks: Mapping[str, Network], metrics: Sequence[Metric] = METRICS
+) -> dict[str, Method]:
+    """How each metric was computed: by "face" and "lipsync", and by what was given."""
     crops = "square crops, 1.25 x the median face box of the real video"
     frames = "frames at bucket size as decoded, before any video compression of ours"
     told = {
@@ -156,20 +200,38 @@ def methods(networks: Mapping[str, Network]) -> dict[str, Method]:
         "curves": "contrast of mouth and eyes in luma crops around the median face "
         "box, laid over each other; the reference from the first frame shown on",
     }
-    judge = {"face": networks["face"], "sync": networks["lipsync"]}
+    judge = {**networks, "sync": networks["lipsync"]}
     none = Network("none", OURS, True)
+
+    def method(metric: Metric) -> Method:
+        used = judge.get(metric.how, none)
+        fed = told.get(metric.how) or used.preprocessing
+        return Method(used.what, VERSION, used.licence, fed, used.commercial)
+
+    return {metric.key: method(metric) for metric in metrics}
+
+
+def set_methods(networks: Mapping[str, Network]) -> dict[str, Method]:
+    """How the distances of sets were computed."""
+    mini = Network("metrics_mini", OURS, True, "bucket size, RGB; every 5th frame")
+    clips = mini._replace(preprocessing="bucket size, RGB; all disjoint 16 frames")
+    used = {
+        **{"fid_mini": mini, "kid_mini": mini, "fvd_mini": clips, "kvd_mini": clips},
+        **{kind: networks[kind] for kind in ("fid", "fvd") if kind in networks},
+    }
     return {
-        m.key: Method(used.what, VERSION, used.licence, told[m.how], used.commercial)
-        for m in METRICS
-        for used in [judge.get(m.how, none)]
+        key: Method(n.what, VERSION, n.licence, n.preprocessing, n.commercial)
+        for key, n in used.items()
     }
 
 
-def columns(samples: Sequence[Scores]) -> dict[str, list[float | None]]:
+def columns(
+    samples: Sequence[Scores], metrics: Sequence[Metric] = METRICS
+) -> dict[str, list[float | None]]:
     """Each metric's values over the samples, as they are averaged."""
     found: dict[str, list[float | None]] = {}
-    for metric in METRICS:
-        values = [sample[metric.key] for sample in samples]
+    for metric in metrics:
+        values = [sample.get(metric.key) for sample in samples]
         if metric.better == "zero":
             values = [None if value is None else abs(value) for value in values]
         found[metric.key] = values
@@ -177,12 +239,16 @@ def columns(samples: Sequence[Scores]) -> dict[str, list[float | None]]:
 
 
 def summarise(
-    samples: Sequence[Scores], people: Sequence[str], level: float, seed: int
+    samples: Sequence[Scores],
+    people: Sequence[str],
+    level: float,
+    seed: int,
+    metrics: Sequence[Metric] = METRICS,
 ) -> dict[str, Estimate | None]:
     """Mean and interval of every metric; None where no sample has it."""
     return {
         key: metrics_statistics.estimate(values, people, level, seed)
-        for key, values in columns(samples).items()
+        for key, values in columns(samples, metrics).items()
     }
 
 
@@ -192,8 +258,9 @@ def compare(
     people: Sequence[str],
     level: float,
     seed: int,
+    metrics: Sequence[Metric] = METRICS,
 ) -> dict[str, Comparison | None]:
     """A row less another on the same samples: what they share, as an easy face,
     cancels."""
-    rows = columns(first), columns(second)
+    rows = columns(first, metrics), columns(second, metrics)
     return metrics_statistics.compare(*rows, people, level, seed)

@@ -1,7 +1,7 @@
 """What is plainly wrong with a video, in a word: tags to filter by (ours).
 
     wrong_person  identity below a share of the real video's
-    frozen        the face moves less than a share of the real one
+    frozen        the face moves less than a share of the real one, and not in silence
     out_of_sync   its best shift is more frames from the real video's
     blurred       sharpness below a share of the real face's
     flicker       the scene changes by more grey levels than the real one
@@ -61,9 +61,10 @@ def tags(scores: Scores, real: Scores, limits: FailureConfig) -> list[str]:
     shifted = None not in (scores["offset"], offset) and (
         abs(scores["offset"] - offset) > limits.out_of_sync
     )
+    silent = scores.get("silence_moves") is not None  # to hold still is right there
     found = {
         "wrong_person": under("identity", ceiling and limits.wrong_person * ceiling),
-        "frozen": under("motion", limits.frozen),
+        "frozen": under("motion", limits.frozen) and not silent,
         "out_of_sync": shifted,
         "blurred": under("sharpness", limits.blurred),
         "flicker": over("flicker", limits.flicker),

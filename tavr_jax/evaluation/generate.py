@@ -10,6 +10,9 @@ reason a chunk is decoded as soon as it is finished.
 
 The reference is prefilled once a video, by a program of its own; its cache, as short as
 its valid tokens allow, serves every chunk, step and guidance branch.
+
+The still of a video of one chunk is cut in the same way. Later chunks read a whole one:
+a program for the first alone would take longer to compile than it saves (ours).
 """
 
 import dataclasses
@@ -38,6 +41,7 @@ from tavr_jax.parallel import sharding
 from tavr_jax.types import Conditions, PyTree
 
 ROOMS, PLACES = 8, 16  # `room` of a cache (ours)
+STILL_PLACES = 128  # of a still: small models, soon done, have one program (ours)
 BRANCHES = ("auto", "one_by_one", "batched")
 _WAYS = {
     "one_by_one": (guidance.prefill_one_by_one, guidance.one_by_one),
@@ -114,8 +118,9 @@ class Sampler(NamedTuple):
 
     # (weights, conditions of any chunk of a video) -> what all its chunks read
     prefill: Callable[[PyTree, Conditions], PyTree]
-    # (weights, noise of a chunk, conditions, negative text, the above) -> its latents
-    denoise: Callable[[PyTree, Array, Conditions, Array, PyTree], Array]
+    # (weights, noise of a chunk, conditions, negative text, the above) -> its latents;
+    # `still`: places for the still's valid tokens, 0: for all; each is a program
+    denoise: Callable[..., Array]
 
     def __call__(
         self,
@@ -141,16 +146,16 @@ def sampler(
     """
 
     @functools.cache
-    def compiled(rows: int) -> Sampler:
-        return programs(graph, config, mesh, rows, on_step)
+    def compiled(rows: int, still: int) -> Sampler:
+        return programs(graph, config, mesh, rows, on_step, still)
 
     def prefill(weights, conditions):
         with jax.set_mesh(mesh):
-            return compiled(len(conditions.has_audio)).prefill(weights, conditions)
+            return compiled(len(conditions.has_audio), 0).prefill(weights, conditions)
 
-    def denoise(weights, noise, conditions, negative_text, cache):
+    def denoise(weights, noise, conditions, negative_text, cache, still=0):
         with jax.set_mesh(mesh):
-            run = compiled(len(noise)).denoise
+            run = compiled(len(noise), still).denoise
             return run(weights, noise, conditions, negative_text, cache)
 
     return Sampler(prefill, denoise)
@@ -162,9 +167,10 @@ def programs(
     mesh: Mesh,
     rows: int,
     on_step: Callable[[], None] | None = None,
+    still: int = 0,
 ) -> Sampler:
-    """The two programs of `sampler` for this many samples, as jitted functions that
-    are traced and called inside of `mesh`.
+    """The two programs of `sampler` for this many samples and places of their stills,
+    as jitted functions that are traced and called inside of `mesh`.
 
     Samples are split over the batch axes where they divide, else whole on each device;
     guidance branches are split then. Weights and caches stay as they come; the noise is
@@ -181,10 +187,11 @@ def programs(
     place = sharding.batch(mesh, rows) if even else sharding.replicated(mesh)
 
     def prefill(weights, conditions):
-        return look(_network(graph, weights, mesh), conditions, scales)
+        return look(_network(graph, weights, mesh, still), conditions, scales)
 
     def denoise(weights, noise, conditions, negative_text, cache):
-        told = _network(graph, weights, mesh), conditions, negative_text, scales
+        network = _network(graph, weights, mesh, still)
+        told = network, conditions, negative_text, scales
         velocity = guidance.switched(
             guided(*told, _each_cache(_hidden, cache)),
             guided(*told, cache),
@@ -225,6 +232,7 @@ def pieces(
     _, height, width, channels = request.still.shape
     conditions = first_conditions(request, plan.motion)
     negative = jnp.asarray(request.negative_text, jnp.float32)[None]
+    still = still_places(request, plan)
 
     @functools.cache
     def cache() -> PyTree:
@@ -236,7 +244,7 @@ def pieces(
         return chunks.draw_noise(key, start, plan.size, shape)
 
     def denoise(noise: Array, conditions: Conditions) -> Array:
-        chunk = sample.denoise(weights, noise, conditions, negative, cache())
+        chunk = sample.denoise(weights, noise, conditions, negative, cache(), still)
         # by way of the host: placed on the weights' devices, what the next chunk is
         # told would have its program compiled a second time
         return jnp.asarray(np.asarray(chunk))
@@ -262,16 +270,24 @@ def shortened(caches: PyTree, valid: int) -> PyTree:
     """
     keys = jax.tree.leaves(caches)[0]
     whole = keys.shape[2]
-    places = room(valid, whole, whole // keys.sharding.shard_shape(keys.shape)[2])
+    devices = whole // keys.sharding.shard_shape(keys.shape)[2]
+    places = room(valid, whole, math.lcm(PLACES, devices))
     if places == whole:
         return caches
     return _shortener(places, jax.tree.map(lambda leaf: leaf.sharding, caches))(caches)
 
 
-def room(valid: int, whole: int, devices: int) -> int:
-    """Places for `valid` of `whole` tokens that `devices` share: about ROOMS sizes, for
-    each is a program of its own; multiples of PLACES and of `devices`, or all."""
-    unit = math.lcm(PLACES, devices)
+def still_places(request: Request, plan: chunks.Plan) -> int:
+    """`Sampler.denoise`'s `still`, for every chunk of this video."""
+    whole = request.still_tokens.size
+    valid = int(request.still_tokens.sum()) if len(plan.spans) == 1 else whole
+    places = room(valid, whole, STILL_PLACES)
+    return 0 if places == whole else places
+
+
+def room(valid: int, whole: int, unit: int) -> int:
+    """Places for `valid` of `whole` tokens: about ROOMS sizes, for each is a program of
+    its own; multiples of `unit`, or all."""
     step = -(-whole // (ROOMS * unit)) * unit
     return min(max(-(-valid // step), 1) * step, whole)
 
@@ -343,12 +359,14 @@ def to_pixels(frames: Float[ndarray, "F Y X 3"]) -> UInt8[ndarray, "F Y X 3"]:
     return ((half + np.float16(1)) * np.float16(0.5) * np.float16(255)).astype(np.uint8)
 
 
-def _network(graph: nnx.GraphDef, weights: PyTree, mesh: Mesh) -> guidance.Network:
+def _network(
+    graph: nnx.GraphDef, weights: PyTree, mesh: Mesh, still: int
+) -> guidance.Network:
     model = nnx.merge(graph, weights)
-    # Buckets fit the samples of a dataset. Here any picture comes, and its later chunks
-    # read a whole still: what has no place would be dropped, and nothing would say so.
-    unpacked = {"still_bucket": 0, "reference_bucket": 0}
-    model.config = dataclasses.replace(model.config, **unpacked)
+    # Buckets of a config fit the samples of a dataset. Here any picture comes: what has
+    # no place would be dropped, and nothing would say so.
+    buckets = {"still_bucket": still, "reference_bucket": 0}
+    model.config = dataclasses.replace(model.config, **buckets)
     network = guidance.Network(model.prefill, model)
     return guidance.in_shares(network, sharding.batch_shares(mesh))
 

@@ -32,6 +32,7 @@ et al. 2017 (arXiv 1706.08500) with the product under the root made symmetric, w
 needs no complex root and holds for singular covariances: fewer samples than features.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -132,9 +133,21 @@ def ssim(
     video: UInt8[np.ndarray, "F Y X 3"], truth: UInt8[np.ndarray, "F Y X 3"]
 ) -> float:
     """(5), mean over frames; 1 for identical ones. Frames are at least 11 x 11."""
-    return float(
-        np.mean([ssim_map(x, y).mean() for x, y in zip(video, truth, strict=True)])
-    )
+    return ssim_of(video, truth, [None])[0]
+
+
+def ssim_of(
+    video: UInt8[np.ndarray, "F Y X 3"],
+    truth: UInt8[np.ndarray, "F Y X 3"],
+    regions: Sequence[Bool[np.ndarray, "Y-10 X-10"] | None],
+) -> list[float]:
+    """(5) over each of some regions of its map, none of them empty; None: all of it."""
+    found = []
+    for x, y in zip(video, truth, strict=True):
+        whole = ssim_map(x, y)
+        parts = (whole if r is None else whole[r] for r in regions)
+        found.append([part.mean() for part in parts])
+    return [float(np.mean(part)) for part in zip(*found, strict=True)]
 
 
 def ssim_map(
@@ -195,19 +208,24 @@ def outside(
     return free
 
 
-def mouth_motion(
-    videos: list[UInt8[np.ndarray, "F Y X 3"]],
-    truth: UInt8[np.ndarray, "F Y X 3"],
-    boxes: Float[np.ndarray, "F 4"],
-) -> list[Float[np.ndarray, " F"]]:
-    """(8): one curve for each video along the mouth's main motion in `truth`.
-
-    All show the same face in the same place: `boxes` are those of `truth`. The sign
-    of the curves is arbitrary and common to all.
-    """
+def mouth_direction(
+    truth: UInt8[np.ndarray, "F Y X 3"], boxes: Float[np.ndarray, "F 4"]
+) -> Float[np.ndarray, " Z"]:
+    """w of (8): the mouth's main motion in `truth`. Its sign is arbitrary."""
     true = _mouths(truth, boxes)
-    direction = np.linalg.svd(true - true.mean(axis=0), full_matrices=False)[2][0]
-    return [_mouths(video, boxes) @ direction for video in videos]
+    return np.linalg.svd(true - true.mean(axis=0), full_matrices=False)[2][0]
+
+
+def mouth_motion(
+    video: UInt8[np.ndarray, "F Y X 3"],
+    boxes: Float[np.ndarray, "F 4"],
+    direction: Float[np.ndarray, " Z"],
+) -> Float[np.ndarray, " F"]:
+    """p of (8): a curve along the true mouth's `direction`.
+
+    Shows the same face in the same place: `boxes` are those of the truth.
+    """
+    return _mouths(video, boxes) @ direction
 
 
 def correlation(x: Float[np.ndarray, " F"], y: Float[np.ndarray, " F"]) -> float:

@@ -32,11 +32,12 @@ _REACH = 5  # pixels from the middle to the edge of the window of SSIM
 
 
 class Background(NamedTuple):
-    """(1) and (2), and the share of pixels they are of."""
+    """(1) and (2), the share of pixels they are of, and what (2) is a part of."""
 
     psnr: float  # dB, infinite where nothing differs
     ssim: float | None  # no window lies outside
     share: float
+    picture: float  # SSIM of the whole picture
 
 
 def background(
@@ -53,10 +54,11 @@ def background(
     window = np.ones((2 * _REACH + 1, 2 * _REACH + 1), np.uint8)
     free = cv2.erode(outside.astype(np.uint8), window).astype(bool)
     free = free[_REACH:-_REACH, _REACH:-_REACH]
-    maps = (metrics.ssim_map(x, y) for x, y in zip(video, truth, strict=True))
-    ssim = float(np.mean([m[free].mean() for m in maps])) if free.any() else None
+    parts = [None, free] if free.any() else [None]
+    picture, *scene = metrics.ssim_of(video, truth, parts)
     psnr = float(10 * np.log10(255.0**2 / error)) if error else float("inf")
-    return Background(psnr, ssim, float(outside.mean()))
+    share = float(outside.mean())
+    return Background(psnr, scene[0] if scene else None, share, picture)
 
 
 def motion(

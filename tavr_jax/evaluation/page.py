@@ -1,47 +1,15 @@
-"""One HTML file that shows an evaluation: opens from disk, needs nothing else.
+"""Tables and plots of an evaluation, as HTML. Every text is escaped."""
 
-Videos and pictures are inside it; scripts, styles and curves too. Every text is
-escaped, and the page's own policy forbids it to load anything.
-"""
-
-import base64
 import math
-import os
-import re
+from collections.abc import Iterable
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 Number = int | float
 
-_TEMPLATE = Path(__file__).with_name("page_template.html")
 _PLOT = (400, 220, 48, 10, 12, 34)  # width, height, margins: left, right, top, bottom
-_ROW = 1220  # pixels that the cards of a sample share on a laptop screen
 _COLOURS = 6  # --s0 .. of the template
 _SMOOTH = 20  # more points than this get a running mean on top
-
-
-class Medium(NamedTuple):
-    """A video (mp4) or picture (png) of one sample.
-
-    `ours` frames it; the `leader` is the one the others follow, and is heard.
-    """
-
-    label: str
-    facts: list[str]  # short lines under it
-    data: bytes
-    size: tuple[int, int]  # rows, columns
-    ours: bool
-    leader: bool
-
-
-class Sample(NamedTuple):
-    """One line of media that play together."""
-
-    name: str
-    caption: str
-    fps: Number
-    media: list[Medium]
 
 
 class Cell(NamedTuple):
@@ -61,85 +29,30 @@ class Table(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One line of a plot."""
+    """One line of a plot, with a band around it if it has one."""
 
     label: str
     steps: list[Number]
     values: list[Number]
+    band: list[tuple[Number, Number]] | None = None  # low and high, one a step
 
 
 class Plot(NamedTuple):
-    """Series over training steps that share their axes."""
+    """Series that share their axes."""
 
     title: str
     series: list[Series]
-
-
-class Report(NamedTuple):
-    """Everything on the page, in its order."""
-
-    title: str
-    introduction: list[str]  # paragraphs
-    tables: list[Table]
-    figures: list[str]  # HTML of ours, already escaped: distributions
-    samples: list[Sample]
-    plots: list[Plot]
-    details: list[Table]
-    commands: list[str]
-    provenance: dict[str, str]
-
-
-def write(path: Path, report: Report) -> None:
-    """Write the page, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(render(report), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def render(report: Report) -> str:
-    """The page as text."""
-    parts = {
-        "title": escape(report.title),
-        "introduction": "\n".join(f"<p>{escape(p)}</p>" for p in report.introduction),
-        "tables": "\n".join(map(_table, report.tables)),
-        "figures": _section(
-            "Every sample's score",
-            ['<div class="curves">', *report.figures, "</div>"]
-            if report.figures
-            else [],
-        ),
-        "samples": _section("Videos", map(_sample, report.samples)),
-        "curves": _section(
-            "Training",
-            ['<div class="curves">', *map(plot_svg, report.plots), "</div>"]
-            if report.plots
-            else [],
-        ),
-        "details": "\n".join(map(_table, report.details)),
-        "commands": _section(
-            "Commands",
-            [f"<pre>{escape(chr(10).join(report.commands))}</pre>"]
-            if report.commands
-            else [],
-        ),
-        "provenance": _section("Provenance", _facts(report.provenance)),
-    }
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    # One pass: a caption that contains {{title}} stays a caption.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    axis: str = "step"  # what the steps are
 
 
 def plot_svg(plot: Plot) -> str:
     """A plot as a figure: points, a running mean where there are many, a legend."""
-    finite = [
-        Series(s.label, *map(list, zip(*points, strict=True)))
-        for s in plot.series
-        if (points := [p for p in zip(s.steps, s.values, strict=True) if _finite(p)])
-    ]
+    finite = [found for s in plot.series if (found := _drawable(s)).steps]
     if not finite:
         return ""
     steps = [step for s in finite for step in s.steps]
     values = [value for s in finite for value in s.values]
+    values += [end for s in finite for ends in s.band or [] for end in ends]
     xs, ys = (ticks(min(axis), max(axis)) for axis in (steps, values))
     width, height, left, right, top, bottom = _PLOT
 
@@ -163,8 +76,10 @@ def plot_svg(plot: Plot) -> str:
             f'</text><path class="grid" d="M{x:.1f} {height - bottom}v4"/>'
         )
     shapes.append(
-        f'<text x="{width - right}" y="{height - 2}" text-anchor="end">step</text>'
+        f'<text x="{width - right}" y="{height - 2}" text-anchor="end">'
+        f"{escape(plot.axis)}</text>"
     )
+    shapes += [_band(s, i, place) for i, s in enumerate(finite) if s.band]
     shapes += [_line(s, i, place) for i, s in enumerate(finite)]
     legend = "".join(
         f'<span><i style="background:var(--s{i % _COLOURS})"></i>{escape(s.label)}'
@@ -178,28 +93,30 @@ def plot_svg(plot: Plot) -> str:
     )
 
 
-def _section(title: str, parts) -> str:
+def section(title: str, parts: Iterable[str]) -> str:
+    """Parts under a heading; nothing if there are none."""
     parts = list(parts)
     return "\n".join([f"<h2>{title}</h2>", *parts]) if parts else ""
 
 
-def _facts(facts: dict[str, str]) -> list[str]:
+def facts(told: dict[str, str]) -> list[str]:
+    """A list of names and what they are."""
     rows = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
-        for name, text in facts.items()
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in told.items()
     )
-    return [f"<dl>{rows}</dl>"] if facts else []
+    return [f"<dl>{rows}</dl>"] if told else []
 
 
-def _table(table: Table) -> str:
+def table(shown: Table) -> str:
+    """A table whose headers are buttons that sort it."""
     words = [
-        all(isinstance(cells[i].value, str) for _, cells in table.rows)
-        for i in range(len(table.columns))
+        all(isinstance(cells[i].value, str) for _, cells in shown.rows)
+        for i in range(len(shown.columns))
     ]
     heads = "".join(
         f'<th{_class("words", is_words)} scope="col"><button type="button" '
         f'title="{escape(note)}">{escape(label)}</button></th>'
-        for (label, note), is_words in zip(table.columns, words, strict=True)
+        for (label, note), is_words in zip(shown.columns, words, strict=True)
     )
     rows = "".join(
         f"<tr{_class('ours', ours)}>"
@@ -210,69 +127,12 @@ def _table(table: Table) -> str:
             for cell, is_words in zip(cells, words, strict=True)
         )
         + "</tr>"
-        for ours, cells in table.rows
+        for ours, cells in shown.rows
     )
     return (
-        f'<h2>{escape(table.title)}</h2><p class="dim">{escape(table.note)}</p>'
+        f'<h2>{escape(shown.title)}</h2><p class="dim">{escape(shown.note)}</p>'
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _sample(sample: Sample) -> str:
-    scale = _scale(sample.media)
-    cards = "".join(_card(medium, scale) for medium in sample.media)
-    return (
-        f'<section class="sample" data-fps="{sample.fps:g}">'
-        f"<h3>{escape(sample.name)}</h3>"
-        f'<p class="dim">{escape(sample.caption)}</p>'
-        f'<div class="cards">{cards}</div><div class="controls">'
-        '<button type="button" class="play">Play</button>'
-        '<button type="button" class="back" aria-label="One frame back">&#8722;1'
-        '</button><button type="button" class="forward" aria-label="One frame on">+1'
-        '</button><input type="range" min="0" max="1" step="any" value="0" '
-        'aria-label="Position"><output></output>'
-        '<button type="button" class="speed" aria-label="Speed">1&#215;</button>'
-        "</div></section>"
-    )
-
-
-def _scale(media: list[Medium]) -> Number:
-    """Whole screen pixels a pixel, as large as all fit side by side; or 300 wide."""
-    widest = max(medium.size[1] for medium in media)
-    if widest > 150:
-        return 300 / widest
-    return max(2, min(300, _ROW // len(media) - 10) // widest)
-
-
-def _card(medium: Medium, scale: Number) -> str:
-    rows, columns = medium.size
-    text = base64.b64encode(medium.data).decode("ascii")
-    if medium.data[:8] == b"\x89PNG\r\n\x1a\n":
-        alt = escape(medium.label)
-        inside = f'<img src="data:image/png;base64,{text}" alt="{alt}">'
-    else:
-        inside = (
-            f'<video data-video="data:video/mp4;base64,{text}" playsinline muted '
-            f'preload="auto" aria-label="{escape(medium.label)}"></video>'
-            '<button type="button" class="sound">muted</button>'
-        )
-    names = " ".join(
-        name
-        for name, applies in {
-            "card": True,
-            "ours": medium.ours,
-            "leader": medium.leader,
-            "large": scale < 2,
-        }.items()
-        if applies
-    )
-    facts = "".join(f"<li>{escape(fact)}</li>" for fact in medium.facts)
-    return (
-        f'<figure class="{names}" style="width:{columns * scale:.0f}px">'
-        f'<div class="frame" style="aspect-ratio:{columns}/{rows}">{inside}</div>'
-        f"<figcaption><b>{escape(medium.label)}</b><ul>{facts}</ul></figcaption>"
-        "</figure>"
     )
 
 
@@ -280,8 +140,17 @@ def _class(name: str, applies: bool) -> str:
     return f' class="{name}"' if applies else ""
 
 
-def _finite(point: tuple[Number, Number]) -> bool:
-    return all(map(math.isfinite, point))
+def _drawable(series: Series) -> Series:
+    """Without the points that are not finite; an end of a band that is not is the
+    point itself."""
+    bands = series.band or [(value, value) for value in series.values]
+    found = [
+        (step, value, tuple(e if math.isfinite(e) else value for e in ends))
+        for step, value, ends in zip(series.steps, series.values, bands, strict=True)
+        if math.isfinite(step) and math.isfinite(value)
+    ]
+    steps, values, ends = map(list, zip(*found, strict=True)) if found else ([],) * 3
+    return Series(series.label, steps, values, ends if series.band else None)
 
 
 def ticks(low: Number, high: Number) -> list[float]:
@@ -293,6 +162,14 @@ def ticks(low: Number, high: Number) -> list[float]:
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _band(series: Series, index: int, place) -> str:
+    lows, highs = zip(*series.band, strict=True)
+    edge = [place(*p) for p in zip(series.steps, lows, strict=True)]
+    edge += [place(*p) for p in zip(series.steps, highs, strict=True)][::-1]
+    style = f'style="fill:var(--s{index % _COLOURS})"'
+    return f'<polygon class="band" {style} points="{_path(edge)}"/>'
 
 
 def _line(series: Series, index: int, place) -> str:

@@ -2,22 +2,27 @@
 
     version     of the scores                command, seed, level   of the run
     benchmark   {name, sha256, samples, complete, missing: {key: reason}}
-    rows        {slug: {name, protocol, provenance, made_with}}
+    rows        {slug: {name, protocol, family, frames, hears, provenance, made_with}}
     methods     {metric: {network, version, licence, preprocessing, commercial,
                 name, meaning, better, digits}}
     samples     [{key, person, reference, target, caption, seconds, size, ...}]
     scores      {slug: {metric: [value or null, a sample each]}}
     failures    {slug: {key: [tag, ...]}}
     summary     {slug: {metric: Estimate or null}}
-    sets        {slug: {fid_mini, kid_mini, fvd_mini, kvd_mini}}, from the real videos
+    sets        {slug: {fid_mini, kid_mini, fvd_mini, kvd_mini}}, from the real videos;
+                fid, fvd with networks for them
+    set_methods {the same keys: as methods}
     comparisons {"a|b": {metric: Comparison or null}}, a less b
+    sweep       {metric: {family: {k, mean, low, high}}}, lists of equal length in the
+                order of k; only if some family was made with several k
 
 Means, intervals and tests are those of `metrics_statistics`. Two files compare if they
 are of the same samples in the same order, scored in the same way.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +32,19 @@ from numpy import ndarray
 
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import benchmark, failures, metrics_features
-from tavr_jax.evaluation.benchmark import METRICS
+from tavr_jax.evaluation.benchmark import METRICS, Metric
 from tavr_jax.evaluation.failures import FailureConfig
 from tavr_jax.evaluation.metrics_method import Method
 from tavr_jax.evaluation.score_video import Scores
 
 Results = dict[str, Any]
-SETS = ("fid_mini", "kid_mini", "fvd_mini", "kvd_mini")
+# Kinds of features: what their Frechet and their kernel distance are called.
+SETS = {
+    "frames": ("fid_mini", "kid_mini"),
+    "clips": ("fvd_mini", "kvd_mini"),
+    "fid": ("fid", None),
+    "fvd": ("fvd", None),
+}
 REAL = "truth"  # slug of the row that sets are held against
 
 
@@ -42,16 +53,18 @@ class Record(NamedTuple):
 
     scores: Scores
     failures: tuple[str, ...]
-    frames: Float[ndarray, "n 39"]  # features, of `metrics_mini`
-    clips: Float[ndarray, "n 51"]
+    features: Mapping[str, Float[ndarray, "n _"]]  # by the keys of `SETS`
+    reason: str = ""  # why the video is missing
 
 
-def described(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
+def described(
+    methods: Mapping[str, Method], metrics: Sequence[Metric] = METRICS
+) -> dict[str, dict[str, Any]]:
     """`methods`, with what each metric means."""
     return {
         m.key: methods[m.key]._asdict()
         | {"name": m.name, "meaning": m.meaning, "better": m.better, "digits": m.digits}
-        for m in METRICS
+        for m in metrics
     }
 
 
@@ -62,6 +75,7 @@ def findings(
     limits: FailureConfig,
     level: float,
     seed: int,
+    metrics: Sequence[Metric] = METRICS,
 ) -> Results:
     """Everything above that follows from the records of rows, by their slug.
 
@@ -73,7 +87,7 @@ def findings(
     scores = {slug: [r.scores for r in row] for slug, row in records.items()}
     return {
         "scores": {
-            slug: {m.key: [s[m.key] for s in row] for m in METRICS}
+            slug: {m.key: [s.get(m.key) for s in row] for m in metrics}
             for slug, row in scores.items()
         },
         "failures": {
@@ -90,7 +104,7 @@ def findings(
             for slug, row in records.items()
         },
         "summary": {
-            slug: _plain(benchmark.summarise(row, people, level, seed))
+            slug: _plain(benchmark.summarise(row, people, level, seed, metrics))
             for slug, row in scores.items()
         },
         "sets": {
@@ -100,24 +114,61 @@ def findings(
         },
         "comparisons": {
             f"{a}|{b}": _plain(
-                benchmark.compare(scores[a], scores[b], people, level, seed)
+                benchmark.compare(scores[a], scores[b], people, level, seed, metrics)
             )
             for a, b in compared
         },
     }
 
 
+def sweep(
+    rows: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Mapping[str, Mapping[str, Any] | None]],
+) -> Results:
+    """Every metric over the number of reference frames: {} if none was varied.
+
+    What no sample has at some k is not a point there.
+    """
+    families: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for slug, row in rows.items():
+        if row["frames"]:
+            families[row["family"]].append((row["frames"], slug))
+    found: Results = defaultdict(dict)
+    for family, points in families.items():
+        if len(points) < 2:
+            continue
+        for key in summary[points[0][1]]:
+            known = [(k, summary[slug][key]) for k, slug in sorted(points)]
+            known = [(k, of) for k, of in known if of is not None]
+            if known:
+                found[key][family] = {"k": [k for k, _ in known]} | {
+                    name: [of[name] for _, of in known]
+                    for name in ("mean", "low", "high")
+                }
+    return dict(found)
+
+
 def distances(row: Sequence[Record], real: Sequence[Record]) -> dict[str, Any]:
-    """The distances of `SETS` between the videos of a row and the real ones."""
-    found: dict[str, Any] = dict.fromkeys(SETS)
-    for kind, frechet, kernel in (("frames", *SETS[:2]), ("clips", *SETS[2:])):
+    """The distances of `SETS` between the videos of a row and the real ones.
+
+    Of kinds of features that the real videos have.
+    """
+    found: dict[str, Any] = {}
+    for kind, (frechet, kernel) in SETS.items():
         sets = [
-            np.concatenate([getattr(record, kind) for record in records])
+            [r.features[kind] for r in records if len(r.features.get(kind, ()))]
             for records in (row, real)
         ]
-        apart = metrics_features.distance(*map(metrics_features.gather, sets))
+        if not sets[1]:
+            continue
+        apart = between = None
+        if sets[0]:
+            whole = [np.concatenate(rows) for rows in sets]
+            apart = metrics_features.distance(*map(metrics_features.gather, whole))
+            between = metrics_features.kernel_distance(*whole)
         found[frechet] = apart and apart._asdict()
-        found[kernel] = metrics_features.kernel_distance(*sets)
+        if kernel:
+            found[kernel] = between
     return found
 
 
@@ -131,8 +182,8 @@ def read(path: str | Path) -> Results:
         sound = all(
             len(row[m.key]) == len(keys)
             for row in found["scores"].values()
-            for m in METRICS
             if version == benchmark.VERSION
+            for m in benchmark.listed(found["methods"])
         )
         _ = found["benchmark"]["sha256"], [s["person"] for s in found["samples"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -155,10 +206,16 @@ def compare(first: Results, second: Results, names: tuple[str, str]) -> Results:
     both, every row against every row. InputError: they are not of the same samples, or
     were not scored in the same way.
     """
+    metrics = [
+        metric
+        for metric in benchmark.listed(first["methods"])
+        if metric.key in second["methods"]
+    ]
+    shared = {metric.key for metric in metrics}
     for what, of in (
         ("benchmark", lambda r: r["benchmark"]["sha256"]),
         ("samples", lambda r: [s["key"] for s in r["samples"]]),
-        ("judging networks", lambda r: _judges(r["methods"])),
+        ("judging networks", lambda r: _judges(r["methods"], shared)),
     ):
         if of(first) != of(second):
             raise InputError(
@@ -167,11 +224,12 @@ def compare(first: Results, second: Results, names: tuple[str, str]) -> Results:
             )
     people = [sample["person"] for sample in first["samples"]]
     mine, theirs = (_rows(found) for found in (first, second))
-    shared = [(slug, slug) for slug in mine if slug in theirs]
-    pairs = shared or [(a, b) for a in mine for b in theirs]
+    both = [(slug, slug) for slug in mine if slug in theirs]
+    pairs = both or [(a, b) for a in mine for b in theirs]
+    level, seed = first["level"], first["seed"]
     return {
         f"{a}|{b}": _plain(
-            benchmark.compare(mine[a], theirs[b], people, first["level"], first["seed"])
+            benchmark.compare(mine[a], theirs[b], people, level, seed, metrics)
         )
         for a, b in pairs
     }
@@ -189,8 +247,10 @@ def _rows(found: Results) -> dict[str, list[Scores]]:
     }
 
 
-def _judges(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    return {key: method["network"] for key, method in methods.items()}
+def _judges(
+    methods: Mapping[str, Mapping[str, Any]], shared: Collection[str]
+) -> dict[str, str]:
+    return {key: methods[key]["network"] for key in sorted(shared)}
 
 
 def _plain(found: Mapping[str, Any]) -> dict[str, Any]:

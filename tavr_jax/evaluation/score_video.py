@@ -6,7 +6,7 @@ the real video and of the reference is computed once a sample.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,17 @@ EDGE, LONG_EDGE, LONG = 1.0, 5.0, 20.0  # seconds: of drift, of a video that is 
 EVERY = 5  # frames between two that features of frames are taken of
 
 
+class Given(NamedTuple):
+    """Networks that a user brought, as functions; what is not there is not scored."""
+
+    # frames, boxes -> embeddings "J Z" of the faces in some of the frames, by a name
+    faces: Mapping[str, Callable[[ndarray, ndarray], ndarray]] = {}
+    fid: metrics_features.FrameFeatures | None = None
+    fvd: metrics_features.ClipFeatures | None = None
+    # frames and as many real ones -> how far apart each two are
+    lpips: Callable[[ndarray, ndarray], ndarray] | None = None
+
+
 class Judges(NamedTuple):
     """The scoring networks and croppers, as functions of arrays."""
 
@@ -42,6 +53,7 @@ class Judges(NamedTuple):
     # unit vectors
     embed_sync: Callable[[ndarray, ndarray], tuple[ndarray, ndarray]]
     max_shift: int  # frames
+    given: Given = Given()
 
 
 class Truth(NamedTuple):
@@ -56,6 +68,24 @@ class Truth(NamedTuple):
     mel: Float[ndarray, "F U"]
     opening: Float[ndarray, " F"] | None  # of the mouth, where it is known
     fps: float
+    reference_mel: Float[ndarray, "G U"] | None = None  # None: silent, or not asked
+
+
+class Look(NamedTuple):
+    """What is asked of a video, whoever made it."""
+
+    faces: Float[ndarray, "F Z"]
+    curves: metrics_face.Curves | None
+    motion: float | None
+
+
+class Real(NamedTuple):
+    """What is asked of the real video's first frames alone."""
+
+    sharpness: float
+    flicker: float
+    direction: Float[ndarray, " Z"]  # of the mouth's main motion
+    mouth: Float[ndarray, " F"]
 
 
 class Scored(NamedTuple):
@@ -63,8 +93,7 @@ class Scored(NamedTuple):
 
     scores: Scores
     sync_curve: list[float]  # over shifts
-    frames: Float[ndarray, "n 39"]  # features of frames and of clips
-    clips: Float[ndarray, "n 51"]
+    features: dict[str, Float[ndarray, "n _"]]  # of frames and of clips, by their set
 
 
 class Scorer:
@@ -73,46 +102,58 @@ class Scorer:
     def __init__(self, truth: Truth, judges: Judges):
         self.truth, self.judges = truth, judges
         self.box = np.median(truth.boxes, axis=0, keepdims=True)
-        self.faces = self._embed(truth.frames)
+        self.real = self._look(truth.frames)
         self.known = judges.embed_faces(truth.reference_faces)
-        self.curves = self._curves(truth.frames, self.box)
+        self.named = {  # (1) and (3) of metrics_identity, by networks of the user's
+            name: (
+                embed(truth.reference, truth.reference_boxes),
+                embed(truth.frames, self._boxes(truth.frames)),
+            )
+            for name, embed in judges.given.faces.items()
+        }
         reference_box = np.median(truth.reference_boxes, axis=0, keepdims=True)
         self.told = self._curves(truth.reference, reference_box)
-        self.moves = metrics_scene.motion(
-            truth.frames, self._boxes(truth.frames), truth.fps
-        )
+        self.parts: dict[int, Real] = {}  # by how many frames they are of
 
     def score(
-        self, video: UInt8[ndarray, "F Y X 3"], joins: Sequence[int] = ()
+        self,
+        video: UInt8[ndarray, "F Y X 3"],
+        joins: Sequence[int] = (),
+        mel: Float[ndarray, "F U"] | None = None,
+        silent: bool = False,
     ) -> Scored:
         """A video as long and as large as the real one, or shorter.
 
-        `joins` are the first frames of its chunks, where they are known.
+        `joins` are the first frames of its chunks, where they are known; `mel` is the
+        speech it was driven by, if not the real video's; `silent`: by none at all.
         """
         truth = self._cut(len(video))
-        faces = self._embed(video)
-        sync = self._sync(video, truth)
-        curves = self._curves(video, self.box)
+        seen = self.real if video is self.truth.frames else self._look(video)
+        if silent:
+            spoken, curve = self._silence(video, seen.curves), []
+        else:
+            heard = truth.mel if mel is None else mel[: len(video)]
+            sync = self._sync(video, heard)
+            spoken = {
+                "sync_c": sync.confidence,
+                "sync_d": sync.distance,
+                "offset": float(sync.offset),
+            }
+            curve = sync.curve.tolist()
         values = {
-            **self._identity(faces),
-            "sync_c": sync.confidence,
-            "sync_d": sync.distance,
-            "offset": float(sync.offset),
+            **self._identity(seen.faces),
+            **self._named(video),
+            **spoken,
             **self._pixels(video, truth),
-            **self._manner(video, curves),
-            **self._drift(video, faces),
+            **self._manner(seen),
+            **self._drift(video, seen.faces),
             "seam": metrics_drift.seam(video, joins, truth.fps),
         }
-        clips = metrics_features.cut(video, metrics_features.EVERY)
-        return Scored(
-            {key: _finite(value) for key, value in values.items()},
-            sync.curve.tolist(),
-            metrics_mini.frame_features(video[::EVERY]),
-            metrics_mini.clip_features(clips) if len(clips) else np.zeros((0, 51)),
-        )
+        scores = {key: _finite(value) for key, value in values.items()}
+        return Scored(scores, curve, self._features(video))
 
     def _identity(self, faces: ndarray) -> Scores:
-        found = metrics_identity.likeness(faces, self.known, self.faces)
+        found = metrics_identity.likeness(faces, self.known, self.real.faces)
         return {
             "identity": found.reference and found.reference.mean,
             "identity_best": found.reference and found.reference.best,
@@ -121,35 +162,85 @@ class Scorer:
             "facesim": found.facesim,
         }
 
-    def _sync(self, video: ndarray, truth: Truth) -> metrics.LipSync:
-        box = self._boxes(video)
-        crops = self.judges.crop_lips(video, box)
-        lips, speech = self.judges.embed_sync(crops, truth.mel)
+    def _named(self, video: ndarray) -> Scores:
+        """Identity by networks of the user's, "name/metric"."""
+        found: Scores = {}
+        for name, (known, real) in self.named.items():
+            faces = self.judges.given.faces[name](video, self._boxes(video))
+            told = metrics_identity.likeness(faces, known, real)
+            found |= {
+                f"{name}/identity": told.reference and told.reference.mean,
+                f"{name}/identity_best": told.reference and told.reference.best,
+                f"{name}/identity_target": told.target and told.target.mean,
+                f"{name}/facesim": told.facesim,
+            }
+        return found
+
+    def _silence(self, video: ndarray, curves: metrics_face.Curves | None) -> Scores:
+        """What a mouth does that hears nothing: (5) of `metrics_leakage`."""
+        keys = ("sync_c", "sync_d", "offset", "silence_moves", "silence_sync")
+        found: Scores = dict.fromkeys(keys)
+        if curves is not None and self.told is not None:
+            rest = metrics_leakage.silence(curves.mouth, self.told.mouth)
+            found["silence_moves"] = rest and rest.moves
+        mel = self.truth.reference_mel
+        if mel is not None:
+            both = min(len(mel), len(video))
+            found["silence_sync"] = self._sync(video[:both], mel[:both]).confidence
+        return found
+
+    def _features(self, video: ndarray) -> dict[str, ndarray]:
+        given, seen = self.judges.given, video[::EVERY]
+        clips = metrics_features.cut(video, metrics_features.EVERY)
+        found = {
+            "frames": metrics_mini.frame_features(seen),
+            "clips": (
+                metrics_mini.clip_features(clips) if len(clips) else np.zeros((0, 51))
+            ),
+        }
+        if given.fid is not None:
+            found["fid"] = given.fid(seen)
+        if given.fvd is not None:
+            found["fvd"] = given.fvd(clips)
+        return found
+
+    def _sync(self, video: ndarray, mel: ndarray) -> metrics.LipSync:
+        crops = self.judges.crop_lips(video, self._boxes(video))
+        lips, speech = self.judges.embed_sync(crops, mel)
         return metrics.lip_sync(lips, speech, self.judges.max_shift, zero_ends=False)
 
     def _pixels(self, video: ndarray, truth: Truth) -> Scores:
-        box = self._boxes(video)
-        sharp = metrics.sharpness(truth.frames, box)
+        box, real = self._boxes(video), self._part(truth)
         behind = metrics_scene.background(video, truth.frames, truth.persons)
-        return {
+        found: Scores = {}
+        if (apart := self.judges.given.lpips) is not None:
+            found["lpips"] = float(apart(video[::EVERY], truth.frames[::EVERY]).mean())
+        return found | {
             "psnr": metrics.psnr(video, truth.frames),
-            "ssim": metrics.ssim(video, truth.frames),
+            "ssim": (behind.picture if behind else metrics.ssim(video, truth.frames)),
             "bg_psnr": behind and behind.psnr,
             "bg_ssim": behind and behind.ssim,
-            "sharpness": metrics.sharpness(video, box) / sharp if sharp else None,
+            "sharpness": (
+                metrics.sharpness(video, box) / real.sharpness
+                if real.sharpness
+                else None
+            ),
             # Not a ratio: scenes that hold still have none of their own.
-            "flicker": metrics.flicker(video, truth.boxes)
-            - metrics.flicker(truth.frames, truth.boxes),
-            "mouth": _mouth(video, truth, box),
+            "flicker": metrics.flicker(video, truth.boxes) - real.flicker,
+            "mouth": _mouth(
+                metrics.mouth_motion(video, box, real.direction),
+                real.mouth,
+                truth.opening,
+            ),
         }
 
-    def _manner(self, video: ndarray, curves: metrics_face.Curves | None) -> Scores:
-        fps, real, told = self.truth.fps, self.curves, self.told
-        moves = metrics_scene.motion(video, self._boxes(video), fps)
+    def _manner(self, seen: Look) -> Scores:
+        fps, real, told = self.truth.fps, self.real.curves, self.told
+        curves = seen.curves
         keys = ("motion", "blinks", "style", "follows", "leak", "leak_p")
         found: Scores = dict.fromkeys(keys)
-        if moves is not None and self.moves:
-            found["motion"] = moves / self.moves
+        if seen.motion is not None and self.real.motion:
+            found["motion"] = seen.motion / self.real.motion
         if curves is None or real is None:
             return found
         rates = [metrics_face.blinks(c.eyes, fps).per_minute for c in (curves, real)]
@@ -178,9 +269,27 @@ class Scorer:
             found[key] = colour and colour.apart
         return found
 
-    def _embed(self, video: ndarray) -> ndarray:
-        box = self._boxes(video)
-        return self.judges.embed_faces(self.judges.crop_face(video, box))
+    def _look(self, video: ndarray) -> Look:
+        boxes = self._boxes(video)
+        return Look(
+            self.judges.embed_faces(self.judges.crop_face(video, boxes)),
+            self._curves(video, self.box),
+            metrics_scene.motion(video, boxes, self.truth.fps),
+        )
+
+    def _part(self, truth: Truth) -> Real:
+        """What is asked of the first frames, once for all videos as long."""
+        count, frames = len(truth.frames), truth.frames
+        if count not in self.parts:
+            box = self._boxes(frames)
+            way = metrics.mouth_direction(frames, box)
+            self.parts[count] = Real(
+                metrics.sharpness(frames, box),
+                metrics.flicker(frames, truth.boxes),
+                way,
+                metrics.mouth_motion(frames, box, way),
+            )
+        return self.parts[count]
 
     def _boxes(self, video: ndarray) -> ndarray:
         return self.box.repeat(len(video), axis=0)
@@ -207,12 +316,12 @@ def _follows(
     return metrics_leakage.following(*mouths, REPEATS, fps)
 
 
-def _mouth(video: ndarray, truth: Truth, box: ndarray) -> float:
-    curve, real = metrics.mouth_motion([video, truth.frames], truth.frames, box)
-    if truth.opening is None:
+def _mouth(curve: ndarray, real: ndarray, opening: ndarray | None) -> float:
+    """Both along one direction, of any sign."""
+    if opening is None:
         return metrics.correlation(curve, real)
-    side = math.copysign(1.0, metrics.correlation(real, truth.opening))
-    return side * metrics.correlation(curve, truth.opening)
+    side = math.copysign(1.0, metrics.correlation(real, opening))
+    return side * metrics.correlation(curve, opening)
 
 
 def _finite(value: float | None) -> float | None:

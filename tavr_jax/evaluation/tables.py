@@ -3,33 +3,38 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tavr_jax.evaluation.benchmark import MARKS, METRICS, Metric
+from tavr_jax.evaluation.benchmark import MARKS, METRICS, Metric, listed
 from tavr_jax.evaluation.page import Cell, Table
-from tavr_jax.evaluation.results import SETS, Results
-from tavr_jax.evaluation.score_video import Scores
+from tavr_jax.evaluation.results import Results
 
+ALONE = ("Scores", "As sets")  # titles of the tables of rows by themselves
 _ROW = ("Row", "how the video was made")
 _SETS = {
     "fid_mini": ("FID-mini ↓", "Frechet distance of features of frames"),
     "kid_mini": ("KID-mini ↓", "kernel distance of the same features, unbiased"),
     "fvd_mini": ("FVD-mini ↓", "Frechet distance of features of 16-frame clips"),
     "kvd_mini": ("KVD-mini ↓", "kernel distance of the same features, unbiased"),
+    "fid": ("FID ↓", "Frechet distance of frames, by the network given"),
+    "fvd": ("FVD ↓", "Frechet distance of 16-frame clips, by the network given"),
 }
 
 
 def summary_tables(results: Results) -> list[Table]:
     """Means of all rows, their comparisons, and their distances as sets."""
+    metrics = listed(results["methods"])
     return [
-        _scores(results),
+        _scores(results, metrics),
         *(
-            comparison_table(_titled(results, names), found)
+            comparison_table(_titled(results, names), found, metrics)
             for names, found in results["comparisons"].items()
         ),
         *([_sets(results)] if results["sets"] else []),
     ]
 
 
-def comparison_table(title: str, found: Mapping[str, Any]) -> Table:
+def comparison_table(
+    title: str, found: Mapping[str, Any], metrics: Sequence[Metric] = METRICS
+) -> Table:
     """One row less another, metric by metric."""
     columns = [
         ("Metric", ""),
@@ -40,7 +45,7 @@ def comparison_table(title: str, found: Mapping[str, Any]) -> Table:
         ("Pairs", "samples where both have a value"),
     ]
     rows = []
-    for metric in METRICS:
+    for metric in metrics:
         comparison = found.get(metric.key)
         if comparison is None:
             continue
@@ -62,13 +67,14 @@ def comparison_table(title: str, found: Mapping[str, Any]) -> Table:
 
 def sample_table(results: Results) -> Table:
     """Every number."""
+    metrics = listed(results["methods"])
     rows = [
         (
             False,
             [
                 Cell(sample["key"], sample["key"]),
                 Cell(row["name"], row["name"]),
-                *_values({m.key: results["scores"][slug][m.key][i] for m in METRICS}),
+                *_values(results["scores"][slug], i, metrics),
                 Cell(tags, tags),
             ],
         )
@@ -76,7 +82,7 @@ def sample_table(results: Results) -> Table:
         for slug, row in results["rows"].items()
         for tags in [", ".join(results["failures"][slug].get(sample["key"], []))]
     ]
-    columns = [("Sample", "target clip"), _ROW, *_columns(), ("Failures", "")]
+    columns = [("Sample", "target clip"), _ROW, *_columns(metrics), ("Failures", "")]
     return Table("Every sample", "Click a header to sort.", columns, rows)
 
 
@@ -93,19 +99,9 @@ def method_table(methods: Mapping[str, Mapping[str, Any]]) -> Table:
                 False,
                 [Cell(t, t) for t in (m.label, *map(methods[m.key].get, heads))],
             )
-            for m in METRICS
+            for m in listed(methods)
         ],
     )
-
-
-def facts(scores: Scores) -> list[str]:
-    """The numbers worth reading under a video."""
-    shown = [m for m in METRICS if m.key in ("identity", "sync_c", "mouth", "psnr")]
-    return [
-        f"{m.name} {scores[m.key]:.{m.digits}f}"
-        for m in shown
-        if scores[m.key] is not None
-    ]
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -120,7 +116,7 @@ def markdown(tables: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-def _scores(results: Results) -> Table:
+def _scores(results: Results, metrics: Sequence[Metric]) -> Table:
     about = results["benchmark"]
     count, listed = len(results["samples"]), about["samples"]
     people = len({sample["person"] for sample in results["samples"]})
@@ -133,28 +129,28 @@ def _scores(results: Results) -> Table:
     )
     rows = []
     for slug, row in results["rows"].items():
-        cells = [_estimate(m, results["summary"][slug][m.key], "") for m in METRICS]
+        cells = [_estimate(m, results["summary"][slug][m.key], "") for m in metrics]
         failed = len(results["failures"][slug])
         cells = [Cell(row["name"], row["name"]), *cells, Cell(str(failed), failed)]
         rows.append((slug not in MARKS, cells))
-    columns = [_ROW, *_columns(), ("Failures", "samples with a failure tag")]
-    return Table("Scores", note, columns, rows)
+    columns = [_ROW, *_columns(metrics), ("Failures", "samples with a failure tag")]
+    return Table(ALONE[0], note, columns, rows)
 
 
 def _sets(results: Results) -> Table:
-    rows = []
+    rows, kinds = [], list(next(iter(results["sets"].values())))
     for slug, found in results["sets"].items():
-        values = [found[key] for key in SETS]
+        values = [found[key] for key in kinds]
         values = [v["value"] if isinstance(v, dict) else v for v in values]
         name = results["rows"][slug]["name"]
         cells = [Cell("n/a" if v is None else f"{v:.3f}", v) for v in values]
         rows.append((slug not in MARKS, [Cell(name, name), *cells]))
     note = (
         "All videos of a row against all real ones, by features that ship with this "
-        "project: they are not FID or FVD and compare rows of this page only. Those "
-        "of Frechet fall with the number of samples."
+        "project: the -mini ones are not FID or FVD and compare rows of this page "
+        "only. Those of Frechet fall with the number of samples."
     )
-    return Table("As sets", note, [_ROW, *map(_SETS.get, SETS)], rows)
+    return Table(ALONE[1], note, [_ROW, *map(_SETS.get, kinds)], rows)
 
 
 def _titled(results: Results, names: str) -> str:
@@ -162,8 +158,8 @@ def _titled(results: Results, names: str) -> str:
     return f"{first} less {second}"
 
 
-def _columns() -> list[tuple[str, str]]:
-    return [(m.label, m.meaning) for m in METRICS]
+def _columns(metrics: Sequence[Metric]) -> list[tuple[str, str]]:
+    return [(m.label, m.meaning) for m in metrics]
 
 
 def _estimate(metric: Metric, found: Mapping[str, Any] | None, sign: str) -> Cell:
@@ -178,12 +174,14 @@ def _estimate(metric: Metric, found: Mapping[str, Any] | None, sign: str) -> Cel
     return Cell(text, found["mean"])
 
 
-def _values(scores: Scores) -> list[Cell]:
+def _values(
+    scores: Mapping[str, Sequence[float | None]], i: int, metrics: Sequence[Metric]
+) -> list[Cell]:
+    """Of sample i of a row."""
     return [
-        Cell("n/a", None)
-        if scores[m.key] is None
-        else Cell(f"{scores[m.key]:.{m.digits}f}", scores[m.key])
-        for m in METRICS
+        Cell("n/a", None) if value is None else Cell(f"{value:.{m.digits}f}", value)
+        for m in metrics
+        for value in [scores[m.key][i]]
     ]
 
 

@@ -20,6 +20,7 @@ Dao et al. 2022, arXiv 2205.14135. Heads go one after another where the scores o
 are many: XLA's products of two matrices are much faster on CPUs than its batched ones.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -52,6 +53,7 @@ class Slopes(NamedTuple):
     delta: Float[Array, "B n K"]  # of (3)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(
     q: Float[Array, "B n K d"],
     k: Float[Array, "B m K d"],
@@ -60,22 +62,7 @@ def attend(
     keep: str | None,
 ) -> Float[Array, "B n K d"]:
     """`attention.attend`, without a choice."""
-
-    @jax.custom_vjp
-    def attention(q, k, v, mask):
-        return forward(q, k, v, mask)[0]
-
-    def forward(q, k, v, mask):
-        read = named(part(q, k, v, mask), q.dtype, keep)
-        return read.out, (q, k, v, mask, read)
-
-    def backward(kept, grad):
-        q, k, v, mask, read = kept
-        found = part_gradients(q, k, v, mask, slopes(read, grad))
-        return *like((q, k, v), found), None
-
-    attention.defvjp(forward, backward)
-    return attention(q, k, v, mask)
+    return _forward(q, k, v, mask, keep)[0]
 
 
 def part(
@@ -164,6 +151,21 @@ def named(read: Part, dtype, keep: str | None) -> Part:
 def like(arrays, gradients):
     """Gradients in the dtypes of what they are of."""
     return tuple(g.astype(x.dtype) for x, g in zip(arrays, gradients, strict=True))
+
+
+def _forward(q, k, v, mask, keep: str | None):
+    read = named(part(q, k, v, mask), q.dtype, keep)
+    return read.out, (q, k, v, mask, read)
+
+
+def _backward(keep: str | None, kept, grad: Array):
+    del keep
+    q, k, v, mask, read = kept
+    found = part_gradients(q, k, v, mask, slopes(read, grad))
+    return *like((q, k, v), found), None
+
+
+attend.defvjp(_forward, _backward)
 
 
 def _are_few(q: Array, k: Array, mask: Array | None) -> bool:

@@ -6,6 +6,7 @@ their gradients with them; between the two a device keeps nothing but its own to
 Liu et al. 2023, arXiv 2310.01889. Called inside of shard_map.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ class Ring(NamedTuple):
         return jax.lax.ppermute(part, self.axis, neighbours)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def attend(
     q: Float[Array, "B n K d"],
     k: Float[Array, "B m K d"],
@@ -42,46 +44,46 @@ def attend(
     `near`: of the tokens of one run, where they only read those around them. `keep`
     names what the backward pass needs.
     """
+    return _forward(q, k, v, valid, ring, near, keep)[0]
 
-    @jax.custom_vjp
-    def attention(q, k, v, valid):
-        return forward(q, k, v, valid)[0]
 
-    def forward(q, k, v, valid):
-        def step(carried, _):
-            read, part = carried
-            part = ring.on(part)
-            return (chunked.joined(read, _read(q, *part, near)), part), None
+def _forward(q, k, v, valid, ring: Ring, near: Nearby | None, keep: str):
+    def step(carried, _):
+        read, part = carried
+        part = ring.on(part)
+        return (chunked.joined(read, _read(q, *part, near)), part), None
 
-        here = k, v, valid
-        first = _read(q, *here, near), here
-        (read, _), _ = jax.lax.scan(step, first, length=ring.devices - 1)
-        read = chunked.named(read, q.dtype, keep)
-        return read.out, (q, k, v, valid, read)
+    here = k, v, valid
+    first = _read(q, *here, near), here
+    (read, _), _ = jax.lax.scan(step, first, length=ring.devices - 1)
+    read = chunked.named(read, q.dtype, keep)
+    return read.out, (q, k, v, valid, read)
 
-    def backward(kept, grad):
-        q, k, v, valid, read = kept
-        told = chunked.slopes(read, grad)
 
-        def add(sums, part):
-            dq, *theirs = sums
-            new, *more = _gradients(q, *part, told, near)
-            return (dq + new, *(a + b for a, b in zip(theirs, more, strict=True)))
+def _backward(ring: Ring, near: Nearby | None, keep: str, kept, grad: Array):
+    del keep
+    q, k, v, valid, read = kept
+    told = chunked.slopes(read, grad)
 
-        def step(carried, _):
-            (dq, dk, dv), part = carried
-            part, dk, dv = ring.on((part, dk, dv))
-            return (add((dq, dk, dv), part), part), None
+    def add(sums, part):
+        dq, *theirs = sums
+        new, *more = _gradients(q, *part, told, near)
+        return (dq + new, *(a + b for a, b in zip(theirs, more, strict=True)))
 
-        here = k, v, valid
-        first = _gradients(q, *here, told, near), here
-        (sums, _), _ = jax.lax.scan(step, first, length=ring.devices - 1)
-        dq, dk, dv = sums
-        dk, dv = ring.on((dk, dv))
-        return *chunked.like((q, k, v), (dq, dk, dv)), None
+    def step(carried, _):
+        (dq, dk, dv), part = carried
+        part, dk, dv = ring.on((part, dk, dv))
+        return (add((dq, dk, dv), part), part), None
 
-    attention.defvjp(forward, backward)
-    return attention(q, k, v, valid)
+    here = k, v, valid
+    first = _gradients(q, *here, told, near), here
+    (sums, _), _ = jax.lax.scan(step, first, length=ring.devices - 1)
+    dq, dk, dv = sums
+    dk, dv = ring.on((dk, dv))
+    return *chunked.like((q, k, v), (dq, dk, dv)), None
+
+
+attend.defvjp(_forward, _backward)
 
 
 def _read(q, k, v, valid, near: Nearby | None) -> chunked.Part:

@@ -69,7 +69,7 @@ class Reference(NamedTuple):
     text: Float[Array, "B L D"]
     audio: Float[Array, "B Q D"]
     audio_positions: Float[Array, "Q D"]
-    audio_mask: Bool[Array, "B M Q"]
+    audio_mask: Bool[Array, "B M Q"] | None  # who reads which; None: told by `near`
     near: Nearby | None  # where a latent reads those around it; None: all read all
 
 
@@ -161,11 +161,7 @@ class AudioAttention(Attention):
         rows = starts[:, None] + jnp.arange(self.window)[None]
         positions = context.audio_positions[None, None].astype(keys.dtype)
         keys, values = keys[:, rows] + positions, values[:, rows]
-        q = layout.frames(self.norm_q(self.q(x)))
-        frames = [y.reshape(-1, *y.shape[2:]) for y in (q, keys, values)]
-        out = read(*(self.split(y) for y in frames), None, self.kernel)
-        out = out.reshape(*q.shape[:3], *out.shape[2:])
-        return self.merge(layout.in_runs(out))
+        return self._by_latent(self.norm_q(self.q(x)), keys, values, layout)
 
     def reference(
         self, x: Float[Array, "B M D"], context: Reference
@@ -176,8 +172,27 @@ class AudioAttention(Attention):
         k = self.norm_k(self.k(rows) + self.adapter_k(rows))
         k = k + context.audio_positions[None].astype(k.dtype)
         v = self.v(rows) + self.adapter_v(rows)
+        if context.near is not None:
+            batch, count, width = k.shape
+            slots = (batch, count // self.stride, self.stride, width)
+            own = k.reshape(slots), v.reshape(slots)
+            return self._by_latent(q, *own, context.near.layout)
         heads = (self.split(q), self.split(k), self.split(v))
         return self.merge(read(*heads, context.audio_mask, self.kernel))
+
+    def _by_latent(
+        self,
+        q: Float[Array, "B n D"],
+        keys: Float[Array, "B T m D"],
+        values: Float[Array, "B T m D"],
+        layout: Layout,
+    ) -> Float[Array, "B n D"]:
+        """Tokens of latent i read the m rows of latent i: linear in the latents."""
+        q = layout.frames(q)
+        frames = [y.reshape(-1, *y.shape[2:]) for y in (q, keys, values)]
+        out = read(*(self.split(y) for y in frames), None, self.kernel)
+        out = out.reshape(*q.shape[:3], *out.shape[2:])
+        return self.merge(layout.in_runs(out))
 
 
 class Block(nnx.Module):

@@ -20,7 +20,7 @@ V; (6), (8), (10) with M for N, and
 
     (11) scores   4 M M D, or 4 M (s M / R) D where a latent only reads s = min(2
                   reference_window + 1, R) around it, itself one of them
-    (12) audio    4 (M + Q) D^2 + 4 M Q D
+    (12) audio    4 (M + Q) D^2 + 4 M Q D, or 4 M (Q / R) D where scores are local
     (13) adapters 4 (M + 2 Q) D r
 
 What a step costs follows from how often it calls the two streams:
@@ -148,8 +148,9 @@ def prefill(config: TransformerConfig, sizes: Sizes) -> Parts:
     """(1) to (4), (6), (8), (10) to (13): one pass of the reference stream."""
     c, d = config, config.dim
     tokens, rows = sizes.reference, c.audio_per_latent * sizes.reference_latents
-    latents, seen = sizes.reference_latents, tokens
+    latents, seen, heard = sizes.reference_latents, tokens, rows
     if c.reach is not None:
+        heard = c.audio_per_latent
         seen = tokens // latents * min(2 * c.reach + 1, latents)
     return Parts(
         embeddings=_embeddings(c, tokens, rows, c.videoref_audio_dim),
@@ -158,7 +159,7 @@ def prefill(config: TransformerConfig, sizes: Sizes) -> Parts:
         text=c.num_layers * 4 * (tokens + c.text_len) * d**2,
         text_scores=c.num_layers * 4 * tokens * c.text_len * d,
         audio=c.num_layers * 4 * (tokens + rows) * d**2,
-        audio_scores=c.num_layers * 4 * tokens * rows * d,
+        audio_scores=c.num_layers * 4 * tokens * heard * d,
         adapters=c.num_layers * 4 * (tokens + 2 * rows) * d * c.adapter_dim,
         ffn=c.num_layers * 4 * tokens * d * c.ffn_dim,
         head=0,

@@ -242,7 +242,7 @@ class Transformer(nnx.Module):
         patches = tokens.patchify(reference_input(conditions), c.patch_size)
         batch, slots, h, w, _ = patches.shape
         valid = conditions.reference_tokens.reshape(batch, slots, h * w)
-        runs, near = sharding.shares("N"), None
+        runs, near, heard = sharding.shares("N"), None, None
         if c.reach is not None:
             room = -(-c.reference_bucket // c.num_videoref_latents)
             indices, valid, layout = tokens.pack_latents(valid, room, runs)
@@ -250,7 +250,8 @@ class Transformer(nnx.Module):
         else:
             valid = valid.reshape(batch, slots * h * w)
             indices, valid = tokens.pack(valid, c.reference_bucket, runs)
-        rows = jnp.arange(slots * c.audio_per_latent) // c.audio_per_latent
+            rows = jnp.arange(slots * c.audio_per_latent) // c.audio_per_latent
+            heard = (indices // (h * w))[:, :, None] == rows[None, None]
         time = self.time(jnp.zeros(batch)) + self.time_embedding_videoref[...][None]
         context = Reference(
             rope=self._rope(indices, c.videoref_rope_offset + np.arange(slots), (h, w)),
@@ -261,7 +262,7 @@ class Transformer(nnx.Module):
             audio=self.reference_audio_tokens(conditions),
             audio_positions=jnp.tile(self.reference_audio_positions[...], (slots, 1)),
             near=near,
-            audio_mask=(indices // (h * w))[:, :, None] == rows[None, None],
+            audio_mask=heard,
         )
         return self._embed(patches, indices), context
 

@@ -50,8 +50,9 @@ def spec(*axes: str | None) -> PartitionSpec:
 def fitting(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
     """`spec` with, of each group of mesh axes, only the first ones that divide.
 
-    A program whose parts are written out (shard_map) has no uneven parts: two samples
-    on eight devices are whole on each.
+    No array has uneven parts here: two samples on eight devices are whole on each. A
+    program whose parts are written out (shard_map) has no others, and the rest of the
+    program goes along with it, else rows would travel between the two.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     fits = []
@@ -70,14 +71,16 @@ def shares(axis: str) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an intermediate inside jit; outside of any mesh it does nothing.
+    """Pin an intermediate inside jit, as far as it divides: XLA would pad the rest.
 
-    Axes after the last that is told are XLA's to place.
+    Outside of any mesh it does nothing. Axes after the last that is told are XLA's to
+    place.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
+    told = fitting(x.shape[: len(axes)], *axes)
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - len(axes))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec(*axes), *rest))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*told, *rest))
 
 
 def pin(x: jax.Array, place: PartitionSpec) -> jax.Array:

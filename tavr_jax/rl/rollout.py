@@ -1,7 +1,8 @@
 """Groups of rollouts, and what an algorithm does with them.
 
 A group is G rollouts of one sample. The reference is prefilled once per sample, and its
-cache is held once: the network reads it for all members of the group.
+cache is held once: the network reads it for all members of the group. Where samples are
+too few for the devices, each device does so for the members that it has.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from tavr_jax.diffusion.guidance import Network, guided
 from tavr_jax.errors import InputError
+from tavr_jax.parallel import sharding
 from tavr_jax.parallel.sharding import constrain
 from tavr_jax.rl import sde
 from tavr_jax.types import Conditions, Metrics, PyTree
@@ -157,6 +159,13 @@ def begin(conditions: Conditions, drawn: Bool[Array, "B T"], group: int) -> Star
     return Start(*repeated((given, drawn), group))
 
 
+def prefills(samples: int, group: int) -> int:
+    """How often the reference of a group is prefilled and held: once, or more often
+    where only then its rows are split like the members that read them."""
+    shares = sharding.shares("B")
+    return math.gcd(group, shares // math.gcd(samples, shares))
+
+
 def group_velocity(
     network: Network, conditions: Conditions, group: int, config: PolicyConfig
 ) -> GroupVelocity:
@@ -165,8 +174,11 @@ def group_velocity(
     The empty caption stands in for a negative one.
     """
 
+    apart = group // prefills(len(conditions.has_audio), group)
+
     def prefill(members: Conditions) -> PyTree:
-        return network.prefill(jax.tree.map(lambda x: x[::group], members))
+        first = jax.tree.map(lambda x: constrain(x[::apart], "B"), members)
+        return network.prefill(first)
 
     members = repeated(conditions, group)
     return guided(
