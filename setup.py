@@ -55,8 +55,10 @@ setup(
         "detectors": ["onnxruntime"],  # detectors given by path
         "gcs": ["gcsfs"],  # workdirs and datasets on gs://
         "plan": ["libtpu==0.0.42.*"],  # XLA's compiler for TPUs, for launch.plan
+        "notebooks": ["matplotlib", "ipython"],
         "parity": ["torch", "transformers", "diffusers"],  # live comparisons in tests
         "test": [
+            "matplotlib",  # the notebooks
             "onnx",
             "onnxruntime",
             "safetensors",  # the package, against our own reader and writer
