@@ -101,6 +101,8 @@ def codec() -> ConfigDict:
     c = ConfigDict()
     c.base_dim = 96  # channels of the first level
     c.z_dim = 16  # C
+    # cosine coefficients that stand for 4 x 8 x 8 pixels, vae_transform.py; 0 = pixels
+    c.cosines = 0  # (ours)
     c.dim_mult = (1, 2, 4, 4)
     c.num_res_blocks = 2  # of each encoder level; the decoder has one more
     c.temporal_downsample = (False, True, True)

@@ -36,8 +36,16 @@ def _mini(c: ConfigDict) -> None:
     n.codec = n.text = n.tokenizer = n.speech = "mini"
     c.text.negative = ""
     c.output.decode_latents = 8
-    c.codec.base_dim = 8
-    c.codec.latents_mean, c.codec.latents_std = (0.0,) * 16, (1.0,) * 16
+    c.codec.cosines, c.codec.base_dim, c.codec.num_res_blocks = 128, 48, 1
+    c.codec.dim_mult, c.codec.temporal_downsample = (1,), ()
+    c.codec.z_dim = m.out_dim = 24
+    m.in_channels = 26  # with the two masks
+    # of a fresh codec on drawn people: where training starts from
+    c.codec.latents_mean = (-0.37, 0.29, 0.01, 0.12, 0.30, *(0.0,) * 19)
+    c.codec.latents_std = (
+        1.03, 0.95, 1.03, 1.03, 1.09, 1.03, 0.88, 1.00, 0.77, 0.72, 0.84, 0.84,
+        0.82, 0.91, 0.86, 0.82, 0.77, 0.73, 0.80, 0.76, 0.78, 0.59, 0.54, 0.55,
+    )  # fmt: skip
     p = c.prepare
     p.landscape = p.portrait = (96, 96)
     p.clip_frames, p.min_frames = 81, 33
@@ -66,7 +74,12 @@ def _tiny(c: ConfigDict) -> None:
     m.freq_dim, m.adapter_dim, m.text_len = 32, 8, 8
     c.text.length = 8
     m.num_video_latents, m.num_videoref_latents = 5, 2
-    c.codec.base_dim = 4
+    k = c.codec  # of the official layers, so that tests of this size are of them
+    k.cosines, k.base_dim, k.num_res_blocks = 0, 4, 2
+    k.dim_mult, k.temporal_downsample = (1, 2, 4, 4), (False, True, True)
+    k.z_dim = m.out_dim = 16
+    m.in_channels = 18
+    k.latents_mean, k.latents_std = (0.0,) * 16, (1.0,) * 16
     c.networks.codec = c.networks.face = c.networks.lipsync = "random"
     c.evaluation.face = "random"
     p = c.prepare

@@ -3,6 +3,14 @@
 (1) latents = (posterior mean - latents_mean) * (1 / latents_std)
 (2) 1 + 4k frames -> 1 + k latents -> 1 + 4k frames; frames beyond 1 + 4k are ignored
 
+Ours, off in the official codec: with `cosines` the network reads and writes cosine
+coefficients of whole latents instead of pixels (`vae_transform.py`), all at the size of
+the latents, and adds to what the first z_dim of them are:
+
+(3) mean = coefficients[: z_dim] + network,   coefficients = [mean, 0] + network
+
+A fresh one adds 0: it starts as a codec of blurred pictures, not of noise.
+
 A whole clip at once equals the released frame-by-frame evaluation and the same clip in
 pieces of any size (`vae_stream.py`): one network, with or without memory. Under a mesh
 (`jax.set_mesh`) its devices share the columns of the video (`vae_columns.py`).
@@ -28,9 +36,8 @@ from tavr_jax.encoders.vae_blocks import (
     run,
 )
 from tavr_jax.encoders.vae_columns import Columns, spread
+from tavr_jax.encoders.vae_transform import SIDE, SPAN, forward, inverse
 from tavr_jax.errors import InputError
-
-SPAN = 4  # frames of a latent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,7 @@ class CodecConfig:
 
     base_dim: int
     z_dim: int
+    cosines: int
     dim_mult: tuple[int, ...]
     num_res_blocks: int
     temporal_downsample: tuple[bool, ...]
@@ -52,7 +60,9 @@ class CodecConfig:
 
     def __post_init__(self):
         """InputError: (2) would not hold, or a reference would not start a latent."""
-        if sum(self.temporal_downsample) != 2:
+        if self.cosines:
+            self._check_cosines()
+        elif sum(self.temporal_downsample) != 2:
             raise InputError(
                 f"config: codec.temporal_downsample={self.temporal_downsample}: a "
                 "latent covers 4 frames; set two of them true"
@@ -63,13 +73,34 @@ class CodecConfig:
                 f"latent, then every {SPAN}; give 1 + {SPAN}k, as released 25"
             )
 
+    @property
+    def stride(self) -> int:
+        """Pixels of a latent along rows and columns."""
+        return SIDE if self.cosines else 2 ** (len(self.dim_mult) - 1)
+
+    def _check_cosines(self) -> None:
+        most = SPAN * SIDE**2 * 3
+        if not self.z_dim <= self.cosines <= most:
+            raise InputError(
+                f"config: codec.cosines={self.cosines}: expected 0 (pixels), or "
+                f"codec.z_dim={self.z_dim} to {most}"
+            )
+        if len(self.dim_mult) != 1 or self.temporal_downsample:
+            raise InputError(
+                f"config: codec.cosines={self.cosines}: they are at the size of "
+                "latents; give one level in codec.dim_mult, and an empty "
+                "codec.temporal_downsample"
+            )
+
 
 class Encoder(nnx.Module):
     """Frames to the 2 x z_dim channels of the posterior, before `quant`."""
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         dims = [config.base_dim * m for m in config.dim_mult]
-        self.conv_in = CausalConv(3, config.base_dim, (3, 3, 3), rngs=rngs)
+        self.conv_in = CausalConv(
+            config.cosines or 3, config.base_dim, (3, 3, 3), rngs=rngs
+        )
         blocks, width = [], config.base_dim
         for level, dim in enumerate(dims):
             for _ in range(config.num_res_blocks):
@@ -81,15 +112,15 @@ class Encoder(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.middle = Middle(width, rngs=rngs)
         self.norm_out = ChannelNorm(width)
-        self.conv_out = CausalConv(width, 2 * config.z_dim, (3, 3, 3), rngs=rngs)
+        self.conv_out = _end(width, 2 * config.z_dim, config, rngs)
 
     def __call__(
         self,
-        frames: Float[Array, "B F Y X 3"],
+        frames: Float[Array, "B F Y X D"],
         memory: Memory = None,
         columns: Columns | None = None,
     ) -> tuple[Float[Array, "B T H W Z"], Memory]:
-        """F = 4T - 3; after the first piece, 4T."""
+        """F = 4T - 3; after the first piece, 4T. D = 3; cosines: their number, F = T"""
         layers = [self.conv_in, *self.blocks, self.middle, self._head]
         return run(layers, frames, memory, columns)
 
@@ -115,20 +146,26 @@ class Decoder(nnx.Module):
                 width = width // 2
         self.blocks = nnx.List(blocks)
         self.norm_out = ChannelNorm(width)
-        self.conv_out = CausalConv(width, 3, (3, 3, 3), rngs=rngs)
+        self.conv_out = _end(width, config.cosines or 3, config, rngs)
 
     def __call__(
         self,
         latents: Float[Array, "B T H W C"],
         memory: Memory = None,
         columns: Columns | None = None,
-    ) -> tuple[Float[Array, "B F Y X 3"], Memory]:
-        """F = 4T - 3, not clamped; after the first piece, 4T."""
+    ) -> tuple[Float[Array, "B F Y X D"], Memory]:
+        """F = 4T - 3, not clamped; after the first piece, 4T. D as of `Encoder`."""
         layers = [self.conv_in, self.middle, *self.blocks, self._head]
         return run(layers, latents, memory, columns)
 
     def _head(self, x: Array, memory: Memory, columns: Columns | None):
         return self.conv_out(nnx.silu(self.norm_out(x)), memory, columns)
+
+
+def _end(width: int, out_dim: int, config: CodecConfig, rngs: nnx.Rngs) -> CausalConv:
+    """The last layer; that of (3) starts at 0."""
+    newest = jnp.zeros((3, 3, width, out_dim)) if config.cosines else None
+    return CausalConv(width, out_dim, (3, 3, 3), rngs=rngs, newest=newest)
 
 
 class Codec(nnx.Module):
@@ -155,7 +192,7 @@ class Codec(nnx.Module):
         self, frames: Float[Array, "B F Y X 3"], memory: Memory = None
     ) -> tuple[Float[Array, "B T H W C"], Float[Array, "B T H W C"], Memory]:
         """Mean and log-variance of the next 4T frames; the first piece has 4T - 3."""
-        stride = 2 ** (len(self.config.dim_mult) - 1)
+        stride = self.config.stride
         both, memory = spread(_posterior, self, frames, memory, stride)
         mean, logvar = jnp.split(both, 2, axis=-1)
         return mean, logvar, memory
@@ -205,13 +242,29 @@ class Codec(nnx.Module):
 
 
 def _posterior(codec: Codec, frames: Array, memory: Memory, columns: Columns | None):
-    x, memory = codec.encoder(frames, memory, columns)
-    return codec.quant(x)[0], memory
+    count, x = codec.config.cosines, frames
+    if count:
+        x = seen = forward(frames, count, first=memory is None)
+    x, memory = codec.encoder(x, memory, columns)
+    both, _ = codec.quant(x)
+    if count:
+        both += _padded(seen[..., : codec.config.z_dim], both.shape[-1])
+    return both, memory
 
 
 def _decoded(codec: Codec, latents: Array, memory: Memory, columns: Columns | None):
-    x, _ = codec.post_quant(codec.denormalised(latents))
-    return codec.decoder(x, memory, columns)
+    count, first = codec.config.cosines, memory is None
+    mean = codec.denormalised(latents)
+    x, _ = codec.post_quant(mean)
+    x, memory = codec.decoder(x, memory, columns)
+    if count:
+        x = inverse(x + _padded(mean, count), first=first)
+    return x, memory
+
+
+def _padded(x: Float[Array, "B T H W C"], channels: int) -> Float[Array, "B T H W D"]:
+    """With channels of zeros behind."""
+    return jnp.pad(x, [(0, 0)] * 4 + [(0, channels - x.shape[-1])])
 
 
 def encode_reference(

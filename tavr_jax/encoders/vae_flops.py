@@ -14,6 +14,7 @@ from flax import nnx
 
 from tavr_jax.encoders.vae import SPAN, Codec
 from tavr_jax.encoders.vae_blocks import Downsample, Middle, Upsample
+from tavr_jax.encoders.vae_transform import SIDE
 
 Grid = tuple[int, int, int]  # frames, rows, columns
 
@@ -22,15 +23,29 @@ def encode(codec: Codec, frames: int, rows: int, columns: int) -> int:
     """Of `Codec.encode` of one video of 1 + 4k frames."""
     half = codec.encoder
     layers = [half.conv_in, *half.blocks, half.middle, half.conv_out, codec.quant]
-    return _sum(layers, (frames, rows, columns))
+    grid = _inside(codec, frames, rows, columns)
+    return _transform(codec, frames, rows, columns) + _sum(layers, grid)
 
 
 def decode(codec: Codec, frames: int, rows: int, columns: int) -> int:
     """Of `Codec.decode` to one video of 1 + 4k frames."""
-    half, stride = codec.decoder, 2 ** (len(codec.config.dim_mult) - 1)
+    half, stride = codec.decoder, codec.config.stride
     layers = [codec.post_quant, half.conv_in, half.middle, *half.blocks, half.conv_out]
+    grid = 1 + (frames - 1) // SPAN, rows // stride, columns // stride
+    return _transform(codec, frames, rows, columns) + _sum(layers, grid)
+
+
+def _inside(codec: Codec, frames: int, rows: int, columns: int) -> Grid:
+    """What the encoder's first layer sees."""
+    if not codec.config.cosines:
+        return frames, rows, columns
+    return 1 + (frames - 1) // SPAN, rows // SIDE, columns // SIDE
+
+
+def _transform(codec: Codec, frames: int, rows: int, columns: int) -> int:
+    """Of the cosine transform: a matmul of every latent's pixels."""
     latents = 1 + (frames - 1) // SPAN
-    return _sum(layers, (latents, rows // stride, columns // stride))
+    return 2 * latents * SPAN * rows * columns * 3 * codec.config.cosines
 
 
 def _sum(layers: list[nnx.Module], grid: Grid) -> int:

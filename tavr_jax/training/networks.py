@@ -76,8 +76,7 @@ def codec_draw(config: CodecConfig) -> Draw:
         pixels = random_crops(batch.frames, config.crop, crop_key)
         latents = 1 + (pixels.shape[1] - 1) // SPAN
         kept = pixels[:, : 1 + SPAN * (latents - 1)].astype(jnp.float32)
-        halved = len(config.dim_mult) - 1
-        grid = [size >> halved for size in pixels.shape[2:4]]
+        grid = [size // config.stride for size in pixels.shape[2:4]]
         shape = (len(pixels), latents, *grid, config.z_dim)
         return Pictures(kept / 127.5 - 1.0, jax.random.normal(noise_key, shape))
 
