@@ -7,8 +7,8 @@
 Needs people with two scenes each. Its loss starts below that of stage 1 and ends about
 where that one does: what it learns, not to copy the scene, is seen in the samples.
 
-:mini, 2 CPU cores: 300 steps in 2 min, loss 0.87 -> 0.51 (measured, f3895e4; means of
-the first and last tenth).
+:mini, 2 CPU cores beside other work: 300 steps in 3.5 min, loss 1.07 -> 0.65 (measured;
+means of the first and last tenth).
 :tavr_14b and :tavr_1p3b: hardware and time of stage 1 (estimate), loss unknown.
 """
 
