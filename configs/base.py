@@ -56,6 +56,9 @@ def model() -> ConfigDict:
     c.adapter_dim = 256  # inner width of the reference audio's adapters
     c.in_channels = 18  # C latent channels + reference mask + motion mask
     c.out_dim = 16  # C
+    # s of each channel, where the head gives only what the noisy latents do not tell,
+    # preconditioning.py (ours); none = it gives the velocity (official)
+    c.latents_deviation = ()
     c.patch_size = (1, 2, 2)
     c.rope_spatial_stride = 1.5  # row and column positions are multiplied by it
     c.videoref_rope_offset = 256  # temporal position of the first reference latent

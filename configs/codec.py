@@ -36,6 +36,12 @@ def get_config(size: str = "mini") -> ConfigDict:
     c = base.get_config()
     c.stage = "codec"
     c = models.apply(c, size)
+    if size == "mini":  # statistics of the fresh codec: where training starts from
+        c.codec.latents_mean = (-0.37, 0.29, 0.01, 0.12, 0.30, *(0.0,) * 19)
+        c.codec.latents_std = (
+            1.03, 0.95, 1.03, 1.03, 1.09, 1.03, 0.88, 1.00, 0.77, 0.72, 0.84, 0.84,
+            0.82, 0.91, 0.86, 0.82, 0.77, 0.73, 0.80, 0.76, 0.78, 0.59, 0.54, 0.55,
+        )  # fmt: skip
     c.codec.edge_weight = 0.5
     c.optimizer.weight_decay = 0.0
     c.optimizer.learning_rate = 2e-3

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from tavr_jax.errors import InputError
-from tavr_jax.models import rope, tokens
+from tavr_jax.models import preconditioning, rope, tokens
 from tavr_jax.models.attention import KERNELS
 from tavr_jax.models.attention_local import Nearby
 from tavr_jax.models.attention_sharded import KEPT, kept_axes
@@ -71,6 +71,7 @@ class TransformerConfig:
     adapter_dim: int
     in_channels: int
     out_dim: int
+    latents_deviation: tuple[float, ...]
     patch_size: tuple[int, int, int]
     rope_spatial_stride: float
     videoref_rope_offset: int
@@ -103,6 +104,12 @@ class TransformerConfig:
         if self.reference_window < 0:
             raise InputError(
                 f"model.reference_window: {self.reference_window}: expected 0 or more"
+            )
+        given = self.latents_deviation
+        if given and (len(given) != self.out_dim or min(given) <= 0):
+            raise InputError(
+                f"model.latents_deviation: {given}: expected nothing, or a number "
+                f"above 0 for each of the {self.out_dim} channels"
             )
 
     @property
@@ -203,7 +210,12 @@ class Transformer(nnx.Module):
             return block.main(x, context, keys, values, cache.valid).x, None
 
         x, _ = jax.lax.scan(self._remat(layer), x, (layers, cache.keys, cache.values))
-        return self.unembed(x, timestep, latents.shape, context.layout)
+        output = self.unembed(x, timestep, latents.shape, context.layout)
+        if not self.config.latents_deviation:
+            return output
+        return preconditioning.velocity(
+            output, latents, timestep, self.config.latents_deviation
+        )
 
     def embed_main(
         self,
