@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
     c.stage = "same_scene"  # which step: see launch/stages.py
     c.seed = 42  # official sampling seed; also seeds data order and training noise
     # What to start from: a workdir or its checkpoint, or published weights of TAVR or
-    # of Wan 2.1 text-to-video, by path or by name on the hub; "" = scratch.
+    # of Wan 2.1 text-to-video, by path or by name on the hub; "mini:STAGE" of
+    # the package; "" = scratch.
     c.init_from = ""
     c.model = model()
     c.chunks = chunks()
@@ -175,7 +176,7 @@ def lipsync() -> ConfigDict:
     c = ConfigDict()
     c.size = 48  # Y = X of its input crops
     c.frames = 5  # window
-    c.span = 13  # frames of a training sample: its windows are told apart in time
+    c.span = 17  # frames of a training sample: its windows are told apart in time
     c.width = 16
     c.audio_dim = 128  # U of a log-mel row: 4 * speech.mel_bins
     c.embedding_dim = 128  # Z

@@ -49,6 +49,7 @@ class Cut(NamedTuple):
     path: Path
     fps: float  # of the file
     start: float  # seconds, (1)
+    begins: float  # the same in the video as it was published: not 0 where it is cut
     frames: int  # (2)
     size: tuple[int, int]  # rows, columns of the file
     has_sound: bool
@@ -89,6 +90,7 @@ def locate(span: Span, place: Place) -> Cut:
     start, end = span.start, span.end
     if by_frames:
         start, end = span.start_frame / found.fps, span.end_frame / found.fps
+    begins = start
     if place.alone:
         start, end = 0.0, end - start
     count = max(1, round(FPS * (end - start)))
@@ -113,9 +115,8 @@ def locate(span: Span, place: Place) -> Cut:
             f"{count} frames at {FPS} fps by its frames, {listed:.0f} by its seconds"
         )
     size = (found.height, found.width)
-    return Cut(
-        place.path, found.fps, start, count, size, found.has_audio, tuple(remarks)
-    )
+    sound = found.has_audio
+    return Cut(place.path, found.fps, start, begins, count, size, sound, tuple(remarks))
 
 
 def frames(cut: Cut) -> Iterator[UInt8[ndarray, "Y X 3"]]:

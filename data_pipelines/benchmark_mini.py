@@ -11,24 +11,24 @@ which draws its videos: they are not shipped.
 import json
 from typing import Any
 
+from data_pipelines.synthetic_people import caption, scene
 from data_pipelines.synthetic_speech import FPS
 
 FIRST, PEOPLE, SCENES = 5000, 79, 2  # index of the first person, of the cast of SEED
 SEED, SECONDS, SIZE = 0, 3.4, 192
-CAPTION = "a person is talking"
 
 
 def listing() -> list[dict[str, Any]]:
     """The samples, as `benchmark_file` reads them."""
     return [
         {
-            "target": _span(person, scene),
-            "reference": _span(person, 1 - scene),
-            "target_caption": CAPTION,
+            "target": _span(person, place),
+            "reference": _span(person, 1 - place),
+            "target_caption": caption(scene((SEED, person, place))),
             "person": _name(person),
         }
         for person in range(FIRST, FIRST + PEOPLE)
-        for scene in range(SCENES)
+        for place in range(SCENES)
     ]
 
 
@@ -42,10 +42,10 @@ def _name(person: int) -> str:
     return f"person_{person:04d}"
 
 
-def _span(person: int, scene: int) -> dict[str, Any]:
+def _span(person: int, place: int) -> dict[str, Any]:
     frames = round(SECONDS * FPS)
     return {
-        "video_id": f"{_name(person)}/scene_{scene}",
+        "video_id": f"{_name(person)}/scene_{place}",
         "video_url": "",
         "start_time": 0.0,
         "end_time": frames / FPS,

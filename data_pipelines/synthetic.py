@@ -22,7 +22,7 @@ from data_pipelines import video_files
 from data_pipelines.synthetic_backdrop import backdrop
 from data_pipelines.synthetic_head import canvas, head
 from data_pipelines.synthetic_motion import face_box, frame_layer, relief
-from data_pipelines.synthetic_people import Person, Scene, person, scene
+from data_pipelines.synthetic_people import Person, Scene, caption, person, scene
 from data_pipelines.synthetic_speech import FPS, SAMPLE_RATE, Track, speech
 from tavr_jax.errors import InputError
 
@@ -142,6 +142,8 @@ def _write(job: _Job) -> None:
     made = clip(job.seed, job.index, job.place, job.seconds, job.size)
     _write_truth(job, made)
     job.video.parent.mkdir(parents=True, exist_ok=True)
+    told = caption(scene((job.seed, job.index, job.place)))
+    job.video.with_suffix(".txt").write_text(f"{told}\n", encoding="utf-8")
     tags = {"synthetic": "true", "source": "tavr_jax procedural people"}
     video_files.write_video(
         job.video, made.frames, FPS, made.wave, SAMPLE_RATE, crf=CRF, metadata=tags

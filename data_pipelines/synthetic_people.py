@@ -4,6 +4,7 @@ Lengths are in head units: the eyes lie at y = 0, the chin near y = 1.15, x grow
 the right and y downwards. Colours are RGB in 0..1. Nothing is drawn here.
 """
 
+import colorsys
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ HAIR_STYLES = ("crop", "parted", "swept", "bob", "long", "curly", "receding", "b
 BEARDS = ("none", "stubble", "moustache", "goatee", "full")
 GLASSES = ("none", "round", "square")
 BACKDROPS = ("gradient", "wall", "shelves", "window", "bokeh", "panels")
+_HUES = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+_LIGHTNESS = ("deep", "dark", "medium", "light", "pale")
 CLOTHES = ("crew", "vneck", "shirt", "stripes", "jacket")
 VOWELS = ("aa", "ae", "ah", "ao", "eh", "er", "iy", "uw")
 
@@ -219,11 +222,25 @@ def scene(seed: Seed) -> Scene:
         light=tuple((light / np.linalg.norm(light)).tolist()),
         light_color=(1 + 0.08 * warmth, 1.0, 1 - 0.1 * warmth),
         ambient=rng.uniform(0.38, 0.6),
-        scale=rng.uniform(0.95, 1.12),
-        center=(rng.uniform(0.44, 0.56), rng.uniform(0.41, 0.46)),
+        scale=rng.uniform(1.02, 1.05),  # framed alike, as footage cropped by faces is
+        center=(rng.uniform(0.49, 0.51), rng.uniform(0.43, 0.44)),
         grain=rng.uniform(0.004, 0.012),
         texture=int(rng.integers(1 << 31)),
     )
+
+
+def caption(scene: Scene) -> str:
+    """What is seen and neither a still without the person nor another scene tells."""
+    wear = {"crew": "sweater", "vneck": "v-neck", "stripes": "striped shirt"}
+    worn = wear.get(scene.clothes, scene.clothes)
+    return f"a person in a {_named(scene.cloth)} {worn} is talking"
+
+
+def _named(color: Color) -> str:
+    hue, lightness, _ = colorsys.rgb_to_hls(*color)
+    spread = max(color) - min(color)
+    name = _HUES[round(hue * len(_HUES)) % len(_HUES)] if spread > 0.08 else "grey"
+    return f"{_LIGHTNESS[int(lightness * len(_LIGHTNESS))]} {name}"
 
 
 def _mix(rng, palette) -> Color:

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from numpy import ndarray
 
 from data_pipelines import benchmark_media, media
 from data_pipelines.benchmark_file import Sample
 from launch import samples
-from launch.held_out import Material, Way
+from launch.held_out import Material, Video, Way
 from tavr_jax.errors import InputError
 
 FPS = benchmark_media.FPS
@@ -65,13 +63,13 @@ def theirs(name: str, folder: Path, listed: Sequence[Sample]) -> Way:
             f"are called {listed[0].key}.mp4 or {listed[0].key}/{samples.OUTPUT}"
         )
 
-    def make(sample: Material) -> UInt8[ndarray, "F Y X 3"]:
+    def make(sample: Material) -> Video:
         path, real = find(sample.key), sample.truth.frames
         if path is None:
             raise InputError(f"{folder}: no video of {sample.key}")
         frames = itertools.islice(media.iterate_frames(path, FPS), len(real))
         sized = [media.cover_resize(f[None], real.shape[1:3])[0] for f in frames]
-        return np.stack(sized)
+        return Video(np.stack(sized))
 
     def of(key: str) -> dict[str, Any]:
         path = find(key)
@@ -79,7 +77,19 @@ def theirs(name: str, folder: Path, listed: Sequence[Sample]) -> Way:
 
     slug = re.sub(r"\W+", "_", f"results_{name}")
     tags = {"folder": str(folder), "row": name}
-    return Way(name, slug, make, {"folder": str(folder)}, tags, False, "theirs", of)
+    made_with = {"folder": str(folder)}
+    return Way(name, slug, make, made_with, tags, "theirs", of, family=name)
+
+
+def seeds(count: int) -> list[str]:
+    """What the page says of rows that were made `count` times."""
+    if count == 1:
+        return []
+    return [
+        f"A checkpoint made every video {count} times, with a seed of its own: a score "
+        "of a pair is their mean, its failures are those of any; the first plays, and "
+        "is in the distances of sets."
+    ]
 
 
 def file_hash(path: Path) -> str | None:

@@ -6,13 +6,15 @@ makes of it, but for the seed's noise.
 """
 
 import contextlib
+import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from numpy import ndarray
 
@@ -36,6 +38,7 @@ from launch import (
 from launch.benchmark_inputs import RATE, Pair
 from launch.held_out import Material
 from launch.score_rows import Task, write_text
+from tavr_jax.diffusion.chunks import Plan
 from tavr_jax.encoders.vae import Codec
 from tavr_jax.encoders.vae_stream import encode_stream
 from tavr_jax.errors import InputError
@@ -43,6 +46,9 @@ from tavr_jax.evaluation import generate
 from tavr_jax.evaluation.benchmark import VERSION, Network
 
 _READ = ("networks", "speech", "text", "chunks")  # sections that samples are read by
+
+# What a protocol makes of all that a checkpoint is told; None: nothing
+Change = Callable[[generate.Request], generate.Request] | None
 
 
 class Studio(NamedTuple):
@@ -57,15 +63,16 @@ class Studio(NamedTuple):
 class Told:
     """What a checkpoint is told of one sample: all of it, or a protocol's part."""
 
-    def __init__(self, folder: Path, studio: Studio, hidden: bool = False):
-        self.folder, self.studio, self.hidden = folder, studio, hidden
+    def __init__(self, folder: Path, studio: Studio, change: Change = None):
+        self.folder, self.studio, self.change = folder, studio, change
         self.known: dict[str, inputs.Material] = {}  # by what it was read by
+        self.encoded: dict[tuple[str, bytes], generate.Request] = {}
 
-    def under(self, folder: Path | None, hidden: bool) -> "Told":
-        """The same with the reference of another sample folder, or with none."""
-        told = Told(folder or self.folder, self.studio, hidden)
+    def under(self, folder: Path | None, change: Change) -> "Told":
+        """The same of another sample folder, or changed, or both."""
+        told = Told(folder or self.folder, self.studio, change)
         if folder is None:
-            told.known = self.known
+            told.known, told.encoded = self.known, self.encoded
         return told
 
     def material(self, config: ConfigDict) -> inputs.Material:
@@ -75,6 +82,11 @@ class Told:
             self.known[by] = self._material(config)
         return self.known[by]
 
+    def length(self, config: ConfigDict) -> tuple[Plan, int]:
+        """The chunks of its video, and the frames. InputError: as `material`."""
+        found = self.material(config)
+        return found.plan, found.driving.written
+
     def _material(self, config: ConfigDict) -> inputs.Material:
         sample = samples.from_folders([str(self.folder)], "")[0]
         with contextlib.redirect_stdout(io.StringIO()):  # meant for a single video
@@ -83,24 +95,16 @@ class Told:
             )
 
     def __call__(self, checkpoint: checkpoints.Checkpoint) -> generate.Request:
-        """The request. InputError: as `material`."""
-        material = self.material(checkpoint.config)
-        sample = samples.from_folders([str(self.folder)], "")[0]
-        null = checkpoints.null_reference_audio(checkpoint)
-        made = inputs.request(
-            self.studio.codec,
-            material,
-            self.studio.captions[sample.caption],
-            null,
-            checkpoint.config,
-        )
-        if not self.hidden:
-            return made
-        return made._replace(
-            reference=np.zeros_like(made.reference),
-            reference_tokens=np.zeros_like(made.reference_tokens),
-            reference_audio=None,
-        )
+        """The request, encoded once. InputError: as `material`."""
+        config, null = checkpoint.config, checkpoints.null_reference_audio(checkpoint)
+        by = _read_by(config), null.tobytes()
+        if by not in self.encoded:
+            sample = samples.from_folders([str(self.folder)], "")[0]
+            captions = self.studio.captions[sample.caption]
+            material, codec = self.material(config), self.studio.codec
+            self.encoded[by] = inputs.request(codec, material, captions, null, config)
+        made = self.encoded[by]
+        return made if self.change is None else self.change(made)
 
 
 class Refused:
@@ -109,9 +113,13 @@ class Refused:
     def __init__(self, reason: str):
         self.reason = reason
 
-    def under(self, folder: Path | None, hidden: bool) -> "Refused":
+    def under(self, folder: Path | None, change: Change) -> "Refused":
         """The same."""
         return self
+
+    def length(self, config: ConfigDict) -> tuple[Plan, int]:
+        """InputError, with the reason."""
+        raise InputError(self.reason)
 
     def __call__(self, checkpoint: checkpoints.Checkpoint) -> generate.Request:
         """InputError, with the reason."""
@@ -125,8 +133,12 @@ def tasks(
     studio: Studio | None,
     config: ConfigDict,
     output: Path,
+    openings: Mapping[str, Float[ndarray, " F"]] | None = None,
 ) -> list[Task]:
-    """One task a pair. Without a `studio` nothing can be generated, only scored."""
+    """One task a pair. Without a `studio` nothing can be generated, only scored.
+
+    `openings`: of `benchmark_truth`, where the truth is known.
+    """
     common = {
         "version": VERSION,
         "benchmark": sha256,
@@ -138,12 +150,15 @@ def tasks(
 
     def task(pair: Pair) -> Task:
         folder = output / "samples" / pair.sample.key
+        opening = None if openings is None else openings[pair.sample.key]
 
         def read() -> Material:
             inside = benchmark_inputs.write(pair, output / "inputs")
-            return _read(pair, inside, folder, studio, config)
+            return _read(pair, inside, folder, studio, config, opening)
 
         about = {"sample": benchmark_inputs.made_from(pair)}
+        if opening is not None:
+            about["truth"] = hashlib.sha256(opening.tobytes()).hexdigest()[:16]
         return Task(folder, pair.sample.key, common | about, read)
 
     return [task(pair) for pair in pairs]
@@ -184,15 +199,16 @@ def available(
 
 
 def describe_all(
-    benchmark: Benchmark, pairs: Sequence[Pair], missing: dict[str, str]
+    benchmark: Benchmark, pairs: Sequence[Pair], missing: dict[str, str], truth: bool
 ) -> dict[str, Any]:
-    """The benchmark, as results name it."""
+    """The benchmark, as results name it. `truth`: mouths are held against it."""
     return {
         "name": benchmark.name,
         "sha256": benchmark.sha256,
         "samples": len(benchmark.samples),
         "complete": len(pairs) == len(benchmark.samples),
         "missing": missing,
+        "truth": truth,
     }
 
 
@@ -249,7 +265,12 @@ def _read_by(config: ConfigDict) -> str:
 
 
 def _read(
-    pair: Pair, inside: Path, folder: Path, studio: Studio | None, config: ConfigDict
+    pair: Pair,
+    inside: Path,
+    folder: Path,
+    studio: Studio | None,
+    config: ConfigDict,
+    opening: Float[ndarray, " F"] | None,
 ) -> Material:
     wave = benchmark_media.sound(pair.target, RATE)
     told: Told | Refused = Refused("no checkpoint was given")
@@ -262,14 +283,14 @@ def _read(
             first = conditions.SPAN * material.clips[0].window[0]
         except InputError as error:
             told = Refused(str(error))
-    truth = benchmark_truth.read(pair, wave, count, first, config)
+    truth = benchmark_truth.read(pair, wave, count, first, config, opening)
     benchmark_truth.write_shown(folder, pair, truth, wave, config)
 
     def latents() -> ndarray:
         pixels = truth.frames[None].astype(np.float32) / 127.5 - 1
-        step = config.output.decode_latents
         whole = generate.num_frames(count) - count
         pixels = np.pad(pixels, [(0, 0), (0, whole), *[(0, 0)] * 3], mode="edge")
+        step = generate.even_step(pixels.shape[1] // 4 + 1, config.output)
         found = encode_stream(studio.codec, [pixels], step=step)
         return np.concatenate([np.asarray(part[0]) for part in found])
 

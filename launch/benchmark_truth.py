@@ -5,6 +5,7 @@ faces are searched in the source: those of small buckets are too small to be fou
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -16,20 +17,41 @@ from numpy import ndarray
 from data_pipelines import benchmark_media, conditions, media, people, still
 from data_pipelines.benchmark_media import Cut
 from launch.benchmark_inputs import RATE, Pair
-from launch.held_out import persons
+from launch.held_out import mouth_opening, persons
 from launch.score_rows import write_video
 from tavr_jax.encoders.speech import SpeechConfig, log_mel
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation.score_video import Truth
 
 
+def openings(folder: Path, pairs: Sequence[Pair]) -> dict[str, Float[ndarray, " F"]]:
+    """The true opening of the mouth in every frame of the pairs' targets, by their key.
+
+    FOLDER/<video id>.npz is of the video as it was published, 25 frames a second, and
+    is cut by the clock that cuts the video. Read before the long work, for that an
+    InputError, of one that is missing or too short, comes before it.
+    """
+    found = {}
+    for pair in pairs:
+        cut, name = pair.target, pair.sample.target.video_id
+        first = int(cut.begins * benchmark_media.FPS + media.EARLY)
+        slack = benchmark_media.SLACK
+        found[pair.sample.key] = mouth_opening(folder, name, first, cut.frames, slack)
+    return found
+
+
 def read(
-    pair: Pair, wave: ndarray, count: int, first: int, config: ConfigDict
+    pair: Pair,
+    wave: ndarray,
+    count: int,
+    first: int,
+    config: ConfigDict,
+    opening: Float[ndarray, " n"] | None = None,
 ) -> Truth:
     """`count` frames of the target, and the reference from frame `first` on.
 
-    `wave` is the target's speech. InputError: footage that cannot be read, or in which
-    nobody is found.
+    `wave` is the target's speech, `opening` its true mouth, where that is known.
+    InputError: footage that cannot be read, or in which nobody is found.
     """
     target, boxes = _fitted(pair.target, count, *_how(pair.target, config))
     whole = pair.reference.frames
@@ -47,7 +69,7 @@ def read(
         reference_boxes=shown_boxes[first:],
         reference_faces=people.crop_faces(shown, shown_boxes, size, kept),
         mel=log_mel(wave, count, speech).astype(np.float32),
-        opening=None,
+        opening=None if opening is None else opening[:count],
         fps=float(benchmark_media.FPS),
         reference_mel=told,
     )

@@ -11,10 +11,9 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from configs import base, cross_scene
-from launch import build, origin
+from launch import build, origin, shipped
 from launch.origin import is_published, workdir_of
 from launch.provenance import nobodys
-from launch.weights_source import resolve
 from tavr_jax.encoders.tensors import open_tensors
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.encoders.weights_tavr import load_transformer
@@ -40,11 +39,11 @@ class Checkpoint(NamedTuple):
 
 
 def find(name: str) -> Place:
-    """A workdir, published weights, or a name on the hub, as a path.
+    """A workdir, published weights, a name on the hub, or `mini`, as a path.
 
-    InputError: no such thing here, nor on the hub.
+    InputError: no such thing here, nor on the hub, nor in the package.
     """
-    return resolve(name)
+    return origin.named(name, "--checkpoint")
 
 
 def config_of(path: Place, given: ConfigDict | None, fields: dict) -> ConfigDict:
@@ -74,7 +73,7 @@ def flag_config() -> tuple[ConfigDict | None, dict]:
 
 
 def load(path: Place, config: ConfigDict) -> Checkpoint:
-    """Weights of a workdir, of one of its steps, or of published files.
+    """Weights of a workdir, of one of its steps, of launch.ship, or published ones.
 
     They go straight to where config.parallel wants them, tensor by tensor, in the
     dtypes they are stored in. A run that trained a part of the network, or low-rank
@@ -95,7 +94,7 @@ def load(path: Place, config: ConfigDict) -> Checkpoint:
     else:
         weights = origin.load(path, config, mesh, moved=config.init_from).params
     mark = fingerprint(nnx.merge(graph, weights))
-    return Checkpoint(str(path), config, graph, weights, mark)
+    return Checkpoint(shipped.told(path), config, graph, weights, mark)
 
 
 def null_reference_audio(checkpoint: Checkpoint) -> Float[ndarray, "1 V"]:
@@ -122,9 +121,13 @@ def provenance(
 
 
 def stored_config(path: Place) -> ConfigDict:
-    """Of a workdir; fields that are younger than it have their value of today."""
+    """Of a workdir, or of a file of launch.ship; fields that are younger than it have
+    their value of today."""
     config = base.get_config().lock()
-    stored = read_config(workdir_of(path))
+    if shipped.is_shipped(path):
+        stored = shipped.stored_config(path)
+    else:
+        stored = read_config(workdir_of(path))
     try:
         config.update(stored)
     except (AttributeError, KeyError, TypeError) as error:

@@ -14,12 +14,18 @@ was stopped goes on where it was; a row made with anything else is made again.
 takes the pairs of a published list instead, cut out of videos that you have, and scores
 checkpoints (under protocols, `launch/benchmark_protocols.py`) and folders of anybody's
 videos (`launch/benchmark_rows.py`). OUT/inputs are the release's sample folders.
-Networks of yours score beside ours (`launch/feature_networks.py`).
+Networks of yours score beside ours (`launch/feature_networks.py`). With --seeds N each
+video of a checkpoint is made N times; a pair counts once, by its mean.
 
     python -m launch.evaluate --compare A/results.json,B/results.json
 
 prints how the rows of two evaluations of the same samples differ, and with what
 p-values.
+
+    python -m launch.evaluate --claims A,B > claims.md
+
+prints what the rows of such evaluations together say of the method's claims
+(`tavr_jax/evaluation/claims.py`).
 """
 
 import shlex
@@ -37,7 +43,9 @@ from launch import (
     benchmark_protocols,
     benchmark_rows,
     benchmark_samples,
+    benchmark_truth,
     build,
+    checkpoint_rows,
     checkpoints,
     cli,
     dataset_samples,
@@ -45,9 +53,12 @@ from launch import (
     publish,
     score_rows,
 )
-from launch.held_out import check_codec, choose_pairs, make_judges, marks, ours
+from launch.benchmark_inputs import Pair
+from launch.benchmark_protocols import Protocol
+from launch.held_out import Way, check_codec, choose_pairs, make_judges, marks
+from tavr_jax.encoders.vae import Codec
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, generate, results, tables
+from tavr_jax.evaluation import benchmark, claims, generate, results, tables
 from tavr_jax.evaluation.failures import FailureConfig
 from tavr_jax.evaluation.score_video import Judges
 
@@ -64,7 +75,7 @@ COMMANDS = flags.DEFINE_string(
     "commands", None, "Text file of the commands that led here; the page shows them."
 )
 TRUTH = flags.DEFINE_string(
-    "truth", None, "Folder of launch.render_people's truth: true mouth openings."
+    "truth", None, "Folder truth/ of launch.render_people: true mouth openings."
 )
 BENCHMARK = flags.DEFINE_string(
     "benchmark", None, "Instead of --dataset: a benchmark's JSON."
@@ -82,7 +93,11 @@ PROTOCOL = flags.DEFINE_list(
     "protocol",
     ["video"],
     "What checkpoints are shown: video, image, adapted=DIR, "
-    "none, k=4,12,48 (frames); several: A,B.",
+    "none, k=4,12,48 (frames), deaf (no sound), unselected (all tokens); how long they "
+    "speak: chunks=1,6; several: A,B.",
+)
+SEEDS = flags.DEFINE_integer(
+    "seeds", 1, "Times that a checkpoint makes each video: its config's seed and more."
 )
 SILENT = flags.DEFINE_bool(
     "silent",
@@ -105,6 +120,9 @@ SHARE = flags.DEFINE_string(
 COMPARE = flags.DEFINE_list(
     "compare", [], "Two results.json, or their folders: A,B or A B; nothing is made."
 )
+CLAIMS = flags.DEFINE_list(
+    "claims", [], "Several results.json, or their folders: A,B or A B; nothing is made."
+)
 cli.config_flag("configs/cross_scene.py:mini")
 
 SPLIT = "test"
@@ -114,6 +132,8 @@ def main() -> None:
     """Read the flags, make what is missing, write tables and page."""
     if COMPARE.value:
         return compare([*COMPARE.value, *cli.others()])
+    if CLAIMS.value:
+        return claim([*CLAIMS.value, *cli.others()])
     if cli.others():
         raise InputError(f"flags: unexpected argument {cli.others()[0]!r}; see --help")
     check_flags()
@@ -150,7 +170,10 @@ def of_dataset(
     truth = Path(TRUTH.value) if TRUTH.value else None
     output, summary = Path(OUTPUT.value), read_summary(source.root)
     return publish.Evaluation(
-        ways=[*marks(codec, made), *ours(loaded, codec, made)],
+        ways=[
+            *marks(codec, made),
+            *checkpoint_rows.ours(loaded, codec, made, SEEDS.value),
+        ],
         tasks=dataset_samples.tasks(source, pairs, networks, config, output, truth),
         samples=[dataset_samples.describe(source, pair, config) for pair in pairs],
         benchmark={
@@ -159,6 +182,7 @@ def of_dataset(
             "samples": len(pairs),
             "complete": True,
             "missing": {},
+            "truth": truth is not None,
             "dataset": {"path": DATASET.value, **summary},
         },
         introduction=dataset_samples.introduction(source, pairs, networks),
@@ -183,36 +207,56 @@ def of_benchmark(
     pairs, missing = benchmark_samples.available(
         found, Path(MEDIA.value), output, ALLOW_MISSING.value, share()[0] == 0
     )
+    openings = None
+    if TRUTH.value:
+        openings = benchmark_truth.openings(Path(TRUTH.value), pairs)
     judges, networks = all_judges(config)
-    codec, made = None, generate.OutputConfig(**config.output)
-    studio, rows = None, []
+    codec, studio, rows, told = None, None, [], []
     if loaded:
         codec = build.codec(config)
         studio = benchmark_samples.studio(codec, pairs, config)
-        others = {}
-        if SILENT.value:
-            wanted += benchmark_protocols.SILENT
-            others = benchmark_protocols.others(pairs)
-        for frames in dict.fromkeys(protocol.latents for protocol in wanted):
-            shown = benchmark_protocols.with_latents(loaded, frames)
-            base, inputs = ours(shown, codec, made), output / "inputs"
-            for protocol in wanted:
-                if protocol.latents == frames:
-                    rows += benchmark_protocols.under(
-                        base, protocol, inputs, others, config
-                    )
-    about = benchmark_samples.describe_all(found, pairs, missing)
+        wanted += benchmark_protocols.SILENT if SILENT.value else ()
+        rows = rows_of(loaded, wanted, pairs, codec, config)
+        told = [
+            *benchmark_protocols.explained(wanted),
+            *benchmark_rows.seeds(SEEDS.value),
+        ]
     return publish.Evaluation(
-        ways=[*marks(codec, made), *rows, *theirs],
+        ways=[*marks(codec, generate.OutputConfig(**config.output)), *rows, *theirs],
         tasks=benchmark_samples.tasks(
-            pairs, networks, found.sha256, studio, config, output
+            pairs, networks, found.sha256, studio, config, output, openings
         ),
         samples=[benchmark_samples.describe(pair, config) for pair in pairs],
-        benchmark=about,
-        introduction=benchmark_samples.introduction(networks),
+        benchmark=benchmark_samples.describe_all(
+            found, pairs, missing, openings is not None
+        ),
+        introduction=[*benchmark_samples.introduction(networks), *told],
         judges=judges,
         networks=networks,
     )
+
+
+def rows_of(
+    loaded: Sequence[checkpoints.Checkpoint],
+    wanted: Sequence[Protocol],
+    pairs: Sequence[Pair],
+    codec: Codec,
+    config: ConfigDict,
+) -> list[Way]:
+    """Every checkpoint under every protocol."""
+    made, inputs = generate.OutputConfig(**config.output), Path(OUTPUT.value) / "inputs"
+    swaps = any(protocol.hears == "swapped" for protocol in wanted)
+    others = benchmark_protocols.others(pairs) if swaps else {}
+    rows = []
+    for latents in dict.fromkeys(protocol.latents for protocol in wanted):
+        shown = benchmark_protocols.with_latents(loaded, latents)
+        base = checkpoint_rows.ours(shown, codec, made, SEEDS.value)
+        for protocol in wanted:
+            if protocol.latents == latents:
+                rows += benchmark_protocols.under(
+                    base, protocol, inputs, others, config
+                )
+    return rows
 
 
 def all_judges(config: ConfigDict) -> tuple[Judges, dict[str, benchmark.Network]]:
@@ -226,11 +270,11 @@ def all_judges(config: ConfigDict) -> tuple[Judges, dict[str, benchmark.Network]
 
 def check_flags() -> None:
     """InputError: flags that are missing, or do not go together."""
+    if SEEDS.value < 1:
+        raise InputError(f"--seeds={SEEDS.value}: give 1 or more")
     if DATASET.value and BENCHMARK.value:
         raise InputError("flags: --dataset and --benchmark: give one of them")
     if BENCHMARK.value:
-        if TRUTH.value:
-            raise InputError("flags: --truth is of a --dataset; leave it out")
         if not MEDIA.value or not OUTPUT.value:
             raise InputError("flags: --benchmark needs --media DIR and --output DIR")
         if not CHECKPOINT.value and not RESULTS.value:
@@ -261,6 +305,12 @@ def compare(paths: Sequence[str]) -> None:
         columns = benchmark.listed(first["methods"])
         shown.append(tables.comparison_table(title, metrics, columns))
     print(tables.markdown(shown))
+
+
+def claim(paths: Sequence[str]) -> None:
+    """Print what the rows of these evaluations say of the claims."""
+    found = [results.read(path, "--claims") for path in paths]
+    print(tables.markdown(claims.claim_tables(found, paths)))
 
 
 def share() -> tuple[int, int]:

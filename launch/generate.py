@@ -6,9 +6,10 @@
         --output-dir OUT
 
 CKPT is a workdir of launch.train (its config and averaged weights are used; override
-fields as --config.sampler.steps=16), or published weights: a .safetensors file, the
-index of several, or a name on the Hugging Face hub such as HeyGenAI/TAVR; those are of
-the official size unless --config says otherwise. A sample folder holds ref.mp4,
+fields as --config.sampler.steps=16), or mini, the last stage that the package carries
+(launch/shipped.py), or published weights: a .safetensors file, the index of several, or
+a name on the Hugging Face hub such as HeyGenAI/TAVR; those are of the official size
+unless --config says otherwise. A sample folder holds ref.mp4,
 target.png, target_caption.json and target.mp3 or target.wav; a folder of such folders
 is all of them. Every flag of the release's infer.py is understood.
 

@@ -31,7 +31,7 @@ CAPTION = flags.DEFINE_string("caption", "", "What the video shows, in a sentenc
 OUTPUT = flags.DEFINE_string("output", None, "The .mp4 to write.")
 SAMPLE_DIR = flags.DEFINE_list("sample_dir", None, "Sample folders, instead of files.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs", "For --sample_dir.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, file or hub name.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, file, hub name or mini.")
 flags.DEFINE_alias("dit_ckpt", "checkpoint")
 CKPT_DIR = flags.DEFINE_string(
     "ckpt_dir",

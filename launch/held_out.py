@@ -1,9 +1,9 @@
 """What launch.evaluate compares: held-out samples, and ways to make their videos."""
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,6 @@ from tavr_jax.errors import InputError
 from tavr_jax.evaluation import generate, score_video
 from tavr_jax.evaluation.benchmark import MARKS, Network
 from tavr_jax.evaluation.metrics_method import OURS
-from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 
 _LOOK = 5  # frames between two boxes that say where a clip's person is
 
@@ -49,6 +48,15 @@ class Material(NamedTuple):
     wave: ndarray  # its speech
     index: int  # of the sample: each has noise of its own
     key: str  # of the sample: names its files
+    frames: int | None = None  # of the video to make; None: as many as the real one
+
+
+class Video(NamedTuple):
+    """What a row makes of a sample."""
+
+    frames: UInt8[ndarray, "F Y X 3"]
+    joins: Sequence[int] = ()  # first frames of its chunks but the first, if known
+    cost: Mapping[str, float | None] = MappingProxyType({})  # of `benchmark.COST`
 
 
 class Heard(NamedTuple):
@@ -60,21 +68,33 @@ class Heard(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A row: how it makes the video of a sample, and everything that depends on."""
+    """A row: how it makes the video of a sample, and everything that depends on.
+
+    A row that is sampled with several seeds is several of these, its draws.
+    """
 
     name: str
     slug: str
-    make: Callable[[Material], UInt8[ndarray, "F Y X 3"]]
+    make: Callable[[Material], Video]
     made_with: dict[str, Any]
     tags: dict[str, str]
-    chunked: bool = False  # made by the sample's plan: its joins are known
     protocol: str = "video"  # what is shown of the person
     # what else a sample's video depends on, by its key: somebody's file
     of: Callable[[str], dict[str, Any]] | None = None
     heard: Callable[[Material], Heard] | None = None  # None: the sample's own speech
     hears: str = "own"  # or "silence", or "swapped"
-    family: str = ""  # rows of a sweep that differ in `frames` alone
+    family: str = ""  # rows of one checkpoint, or of one folder
     frames: int | None = None  # of the reference; None: as many as the config says
+    chunks: int | None = None  # of the video; None: as long as the sample's speech
+    stage: str = ""  # that the checkpoint is of
+    attention: str = ""  # what its reference tokens read of each other
+    draw: int = 0  # which of its row's seeds: 0 is the first
+    first: str = ""  # slug of the row's first draw, where this is another
+
+    @property
+    def row(self) -> str:
+        """Slug of the row."""
+        return self.first or self.slug
 
 
 def choose_pairs(rows: Sequence[Row], count: int) -> list[Pair]:
@@ -150,7 +170,7 @@ def read_sample(
         reference_boxes=shown["face_boxes"][first:],
         reference_faces=reference["faces"],
         mel=target["mel"][: plan.frames].astype(np.float32),
-        opening=None if truth is None else mouth_opening(truth, row, plan.frames),
+        opening=None if truth is None else _clip_opening(truth, row, plan.frames),
         fps=float(config.speech.fps),
     )
     rate, fps = config.speech.sample_rate, config.speech.fps
@@ -181,23 +201,28 @@ def check_codec(source: Source, codec: Codec) -> None:
 def marks(codec: Codec | None, output: generate.OutputConfig) -> list[Way]:
     """The rows that are no checkpoint. Without a `codec` there is none of its own."""
 
-    def reconstruct(sample: Material) -> ndarray:
+    def real(sample: Material) -> Video:
+        return Video(sample.truth.frames)
+
+    def reconstruct(sample: Material) -> Video:
         latents = jnp.asarray(sample.latents(), jnp.float32)[None]
-        return generate.decode(codec, latents, len(sample.truth.frames), output)
+        count = len(sample.truth.frames)
+        return Video(generate.decode(codec, latents, count, output))
 
-    def repeat(sample: Material) -> ndarray:
-        return sample.truth.frames[:1].repeat(len(sample.truth.frames), axis=0)
+    def repeat(sample: Material) -> Video:
+        frames = sample.truth.frames
+        return Video(frames[:1].repeat(len(frames), axis=0))
 
-    def copy(sample: Material) -> ndarray:
+    def copy(sample: Material) -> Video:
         """Forth and back, so that it does not leap."""
         real, shown = sample.truth.frames, sample.truth.reference
         there = np.arange(len(shown))
         order = np.concatenate([there, there[-2:0:-1]])
         frames = shown[np.resize(order, len(real))]
-        return media.cover_resize(frames, real.shape[1:3])
+        return Video(media.cover_resize(frames, real.shape[1:3]))
 
     makes = {
-        "truth": lambda sample: sample.truth.frames,
+        "truth": real,
         **({} if codec is None else {"codec": reconstruct}),
         "still": repeat,
         "copied": copy,
@@ -207,42 +232,6 @@ def marks(codec: Codec | None, output: generate.OutputConfig) -> list[Way]:
         Way(MARKS[slug], slug, make, made_with.get(slug, {}), {"role": MARKS[slug]})
         for slug, make in makes.items()
     ]
-
-
-def ours(
-    loaded: Sequence[checkpoints.Checkpoint],
-    codec: Codec,
-    output: generate.OutputConfig,
-) -> list[Way]:
-    """A row for every checkpoint; one compiled sampler for all of one size."""
-    samplers: dict[Any, generate.Sampler] = {}
-    ways: list[Way] = []
-    names = [checkpoint.config.name for checkpoint in loaded]
-    for checkpoint in loaded:
-        settings = generate.SamplerConfig(**checkpoint.config.sampler)
-        mesh = make_mesh(MeshConfig(**checkpoint.config.parallel))
-        kind = (checkpoint.graph, settings, mesh)
-        if kind not in samplers:
-            samplers[kind] = generate.sampler(*kind)
-
-        def make(sample: Material, checkpoint=checkpoint, sampler=samplers[kind]):
-            key = jax.random.key(checkpoint.config.seed)
-            key = jax.random.fold_in(key, sample.index)
-            weights, plan = checkpoint.weights, sample.plan
-            request = sample.request(checkpoint)
-            latents = generate.latents(sampler, weights, request, plan, key)
-            return generate.decode(codec, latents, len(sample.truth.frames), output)
-
-        name = checkpoint.config.name
-        if names.count(name) > 1:
-            name = f"{name} ({checkpoint.path})"
-        slug = re.sub(r"\W+", "_", f"{name}_{checkpoint.fingerprint[:6]}")
-        tags = checkpoints.provenance(
-            checkpoint, fingerprint(codec), settings, checkpoint.config.seed
-        )
-        made_with = tags | {"sampler": checkpoint.config.sampler.to_dict()}
-        ways.append(Way(name, slug, make, made_with, tags, chunked=True))
-    return ways
 
 
 def make_judges(config: ConfigDict) -> tuple[score_video.Judges, dict[str, Network]]:
@@ -289,10 +278,15 @@ def _network(what: str, source: str) -> Network:
     return Network(what, OURS if shipped else "of the file you gave", shipped)
 
 
-def mouth_opening(folder: Path, row: Row, frames: int) -> ndarray:
-    """The true opening of the mouth in a clip's frames. InputError: not there."""
-    path = folder / Path(row.video_id).with_suffix(".npz")
-    first = int(row.clip_id.rpartition(":")[2])
+def mouth_opening(
+    folder: Path, name: str, first: int, frames: int, held: int = 0
+) -> Float[ndarray, " F"]:
+    """The true opening of the mouth in frames `first` on of a video called `name`.
+
+    At most `held` frames after its end have the last value. InputError: not there, or
+    shorter.
+    """
+    path = folder / f"{name}.npz"
     try:
         with np.load(path, allow_pickle=False) as truth:
             opening = truth["opening"][first : first + frames]
@@ -301,12 +295,19 @@ def mouth_opening(folder: Path, row: Row, frames: int) -> ndarray:
             f"--truth {path}: no mouth opening in it ({type(error).__name__}); give "
             "the folder truth/ that launch.render_people wrote beside the footage"
         ) from error
-    if len(opening) < frames:
+    if len(opening) < max(1, frames - held):
         raise InputError(
             f"--truth {path}: {len(opening)} of {frames} frames from frame {first}; "
             "it belongs to other footage"
         )
-    return opening.astype(np.float32)
+    missing = frames - len(opening)
+    return np.pad(opening, (0, missing), mode="edge").astype(np.float32)
+
+
+def _clip_opening(folder: Path, row: Row, frames: int) -> Float[ndarray, " F"]:
+    first = int(row.clip_id.rpartition(":")[2])
+    name = Path(row.video_id).with_suffix("").as_posix()
+    return mouth_opening(folder, name, first, frames)
 
 
 def signed(pixels: ndarray) -> ndarray:

@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from launch import build
+from launch import build, shipped
 from launch.weights_source import resolve
 from tavr_jax import storage
 from tavr_jax.encoders import weights_wan
@@ -65,9 +65,10 @@ class Loaded(NamedTuple):
 
 
 def is_published(path: Place) -> bool:
-    """Whether a checkpoint is somebody's weights, not a workdir of launch.train."""
+    """Whether a checkpoint is somebody's weights: not a workdir of launch.train, nor
+    a stage of launch.ship."""
     ours = (path / "params").is_dir() or (workdir_of(path) / "checkpoints").is_dir()
-    return path.is_file() or not ours
+    return (path.is_file() or not ours) and not shipped.is_shipped(path)
 
 
 def workdir_of(path: Place) -> Place:
@@ -124,8 +125,18 @@ def find(init_from: str) -> Place | None:
     """The file or folder that init_from means today, of a workdir its newest step."""
     if not init_from:
         return None
-    path = storage.place(resolve(init_from, "--config.init_from"))
+    path = storage.place(named(init_from, "--config.init_from"))
     return path if is_published(path) else _newest(path)
+
+
+def named(source: str, flag: str) -> Place:
+    """The file or folder of `mini`, `mini:STAGE`, a path or a name on the hub.
+
+    InputError, which begins with `flag`: no such thing.
+    """
+    if shipped.is_named(source):
+        return shipped.find(source, flag)
+    return resolve(source, flag)
 
 
 def load(
@@ -144,6 +155,12 @@ def load(
     """
     if path is None:
         return Loaded(_fresh(config, mesh, lambda key: True), "")
+    if shipped.is_shipped(path):
+        if config.stage in ALONE:
+            raise InputError(
+                f"{path}: a transformer; stage {config.stage} trains another network"
+            )
+        return Loaded(*shipped.load(path, config, mesh))
     if not is_published(path):
         return _ours(path, config, mesh, ema, moved)
     return _published(path, config, mesh)

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from launch.score_rows import Task, write_text
 from launch.stages import FLOW
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import benchmark, page, page_data, page_report, results, tables
-from tavr_jax.evaluation.benchmark import MARKS, Network
+from tavr_jax.evaluation.benchmark import MARKS, Metric, Network
 from tavr_jax.evaluation.failures import MISSING, FailureConfig
 from tavr_jax.evaluation.results import REAL, Record, Results
 from tavr_jax.evaluation.score_video import Judges
@@ -22,30 +22,70 @@ _TOLD = ("checkpoint", "fingerprint", "codec", "steps", "seed", "folder")
 
 
 def rows(ways: Sequence[Way]) -> dict[str, dict[str, Any]]:
-    """The rows as results name them."""
+    """The rows as results name them; draws of a row are one."""
+    seeds: dict[str, list[str]] = defaultdict(list)
+    for way in ways:
+        seeds[way.row] += [way.tags["seed"]] if "seed" in way.tags else []
     return {
         way.slug: {
             "name": way.name,
             "protocol": way.protocol,
             "family": way.family,
             "frames": way.frames,
+            "chunks": way.chunks,
             "hears": way.hears,
+            "stage": way.stage,
+            "attention": way.attention,
+            "seeds": seeds[way.row],
             "provenance": way.tags,
             "made_with": way.made_with,
         }
-        for way in ways
+        for way in first_draws(ways)
+    }
+
+
+def first_draws(ways: Sequence[Way]) -> list[Way]:
+    """The rows: of each its first draw."""
+    return [way for way in ways if not way.draw]
+
+
+def gathered(
+    ways: Sequence[Way],
+    records: Mapping[str, Sequence[Record]],
+    metrics: Sequence[Metric],
+) -> dict[str, list[Record]]:
+    """The records of rows, from those of their draws."""
+    slugs: dict[str, list[str]] = defaultdict(list)
+    for way in ways:
+        slugs[way.row].append(way.slug)
+    return {
+        row: [
+            results.merged(draws, metrics)
+            for draws in zip(*(records[slug] for slug in of), strict=True)
+        ]
+        for row, of in slugs.items()
     }
 
 
 def compared(ways: Sequence[Way], baseline: bool) -> list[tuple[str, str]]:
     """Which rows are tested against each other: all against the first one, which is
-    the `baseline`, or each against those before it. Marks are not, nor what hears
-    something else."""
-    slugs = [w.slug for w in ways if w.slug not in MARKS and w.hears == "own"]
+    the `baseline`, or each against those before it that are shown the same, and
+    against the first of its own family. Marks are not, nor what hears something else.
+    """
+    rows = [w for w in first_draws(ways) if w.slug not in MARKS and w.hears == "own"]
     if baseline:
-        baseline, *slugs = slugs
-        return [(slug, baseline) for slug in slugs]
-    return [(slug, other) for i, slug in enumerate(slugs) for other in slugs[:i]]
+        return [(way.slug, rows[0].slug) for way in rows[1:]]
+    heads = {way.family: way for way in reversed(rows)}
+    return [
+        (way.slug, other.slug)
+        for i, way in enumerate(rows)
+        for other in rows[:i]
+        if _shown(way) == _shown(other) or other is heads[way.family]
+    ]
+
+
+def _shown(way: Way) -> str:
+    return "video" if way.protocol == "theirs" else way.protocol
 
 
 class Evaluation(NamedTuple):
@@ -106,9 +146,11 @@ def assemble(
     made, records = usable(made, records)
     level, seed = config.evaluation.level, config.seed
     silent = any(way.hears == "silence" for way in made.ways)
-    metrics, named = benchmark.metrics_of(made.networks, silent), rows(made.ways)
+    sampled = any(way.stage for way in made.ways)
+    metrics = benchmark.metrics_of(made.networks, silent, sampled)
+    named = rows(made.ways)
     found = results.findings(
-        records,
+        gathered(made.ways, records, metrics),
         made.samples,
         compared(made.ways, baseline),
         FailureConfig(**config.evaluation.failures),
@@ -151,7 +193,7 @@ def publish(
     head = f"# Evaluation: {found['benchmark']['name']}\n\n"
     command = f"    {found['command']}\n\n"
     write_text(output / "results.md", head + command + tables.markdown(whole))
-    names = [way.name for way in made.ways if way.slug not in MARKS]
+    names = [way.name for way in first_draws(made.ways) if way.slug not in MARKS]
     report = page_report.Report(
         title=f"Evaluation: {', '.join(names)}",
         warnings=page_data.warnings(found),

@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray
 from tqdm import tqdm
 
 from data_pipelines import video_files
-from launch.held_out import Heard, Material, Way
-from tavr_jax.diffusion.chunks import FRAMES_PER_LATENT, Plan
+from launch.held_out import Heard, Material, Video, Way
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation.benchmark import METRICS
 from tavr_jax.evaluation.failures import MISSING, SHORT
@@ -217,25 +215,27 @@ def _finish(
     path: Path,
     way: Way,
     sample: Material,
-    video: UInt8[ndarray, "F Y X 3"],
+    video: Video,
     heard: Heard,
     made_with: dict,
     config: ConfigDict,
 ) -> Record:
     """Score a video, and write it and all that is kept of it."""
-    failures = [SHORT] * (len(video) < len(sample.truth.frames) - SLACK)
-    chunks = joins(sample.plan) if way.chunked else ()
-    found = scorer.result().score(video, chunks, heard.mel, heard.silent)
-    write_video(path.with_suffix(".mp4"), video, heard.wave, config, way.tags)
+    lacking = len(sample.truth.frames) - len(video.frames)
+    failures = [SHORT] * (way.chunks is None and lacking > SLACK)
+    frames, joins = video.frames, video.joins
+    found = scorer.result().score(frames, joins, heard.mel, heard.silent)
+    scores = found.scores | video.cost
+    write_video(path.with_suffix(".mp4"), frames, heard.wave, config, way.tags)
     _write_features(path.with_suffix(".npz"), found)
     about = {
-        "scores": found.scores,
+        "scores": scores,
         "failures": failures,
         "sync_curve": found.sync_curve,
         "made_with": made_with,
     }
     write_text(path, json.dumps(about, indent=1))  # last: it says that all is there
-    return Record(found.scores, tuple(failures), found.features)
+    return Record(scores, tuple(failures), found.features)
 
 
 def _done(record: Record) -> Future[Record]:
@@ -247,11 +247,6 @@ def _done(record: Record) -> Future[Record]:
 def _missing(reason: str) -> Record:
     scores = dict.fromkeys([*(metric.key for metric in METRICS), "leak_p"])
     return Record(scores, (MISSING,), {}, reason)
-
-
-def joins(plan: Plan) -> list[int]:
-    """The first frames of a plan's chunks but the first: latent n begins at 4n - 3."""
-    return [FRAMES_PER_LATENT * (span.start - 1) + 1 for span in plan.spans[1:]]
 
 
 def _write_features(path: Path, found: Scored) -> None:

@@ -1,10 +1,11 @@
 """Where training starts: what is trained, what is frozen, and where both come from.
 
 init_from (launch/origin.py): "" (seeded), a workdir of ours or one of its
-checkpoints/<step> (averaged weights, whole, also where the run trained only a part),
-TAVR's or Wan 2.1's published weights, or a network that we exported. What Wan has not
-is seeded. The trained part is float32; the frozen part keeps the dtypes it is stored
-in, which loses nothing and is half of the memory where the file is bfloat16.
+checkpoints/<step> (averaged weights, whole, also where the run trained only a part), a
+stage that the package carries (launch/shipped.py), TAVR's or Wan 2.1's published
+weights, or a network that we exported. What Wan has not is seeded. The trained part is
+float32; the frozen part keeps the dtypes it is stored in, which loses nothing and is
+half of the memory where the file is bfloat16.
 """
 
 from collections.abc import Callable

@@ -9,23 +9,47 @@ import pytest
 from test_score_rows import judges, material
 
 from configs import cross_scene
-from data_pipelines import benchmark_file, benchmark_media, media, video_files
+from data_pipelines import (
+    benchmark_file,
+    benchmark_media,
+    media,
+    speech_rows,
+    video_files,
+)
 from launch import benchmark_inputs, benchmark_protocols, samples
 from launch.benchmark_protocols import Protocol
 from launch.checkpoints import Checkpoint
-from launch.held_out import Way
+from launch.held_out import Video, Way
+from tavr_jax.diffusion import chunks
 from tavr_jax.encoders.speech import SpeechConfig, log_mel
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, failures
+from tavr_jax.evaluation import benchmark, failures, generate
 from tavr_jax.evaluation.score_video import Scorer
 
 RATE, FRAMES = 16000, 30
 CONFIG = cross_scene.get_config("tiny")
+REQUEST = generate.Request(
+    still=np.ones((1, 4, 4, 2), np.float32),
+    still_tokens=np.eye(2, dtype=bool),
+    reference=np.ones((3, 4, 4, 2), np.float32),
+    reference_tokens=np.eye(2, dtype=bool)[None].repeat(3, axis=0),
+    reference_audio=np.ones((12, 5), np.float32),
+    text=np.zeros((8, 4), np.float32),
+    null_text=np.zeros((8, 4), np.float32),
+    negative_text=np.zeros((8, 4), np.float32),
+    audio=np.ones((17, 5), np.float32),
+)
+
+
+def kept_as_it_is(told, *but):
+    for field in set(generate.Request._fields) - set(but):
+        assert getattr(told, field) is getattr(REQUEST, field), field
 
 
 def test_protocols_are_read_from_a_list(tmp_path):
     adapted = f"adapted={tmp_path}"
-    given = ["video", "image", adapted, "none", "k=1", "4", "12", "image"]
+    given = ["video", "image", adapted, "none", "k=1", "4", "12", "image", "deaf"]
+    given += ["chunks=1", "6", "unselected"]
     found = benchmark_protocols.protocols(given)
     assert found == [
         Protocol("video"),
@@ -33,15 +57,23 @@ def test_protocols_are_read_from_a_list(tmp_path):
         Protocol("adapted", folder=tmp_path),
         Protocol("none"),
         *(Protocol(f"k{k}", k) for k in (1, 4, 12)),
+        Protocol("deaf"),
+        *(Protocol(f"chunks{n}", chunks=n) for n in (1, 6)),
+        Protocol("unselected"),
     ]
-    assert [p.latents for p in found[3:]] == [None, 1, 1, 3]
-    assert [p.is_still for p in found] == [0, 1, 1, 0, 1, 0, 0]
+    assert [p.latents for p in found[3:7]] == [None, 1, 1, 3]
+    assert [p.is_still for p in found] == [0, 1, 1, 0, 1, *[0] * 6]
+    assert [p.has_own_speech for p in found] == [1] * 8 + [0, 0, 1]
+    assert len({p.label for p in found}) == len(found)
     (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match="--protocol adapted: give it once"):
         benchmark_protocols.protocols([adapted, f"{adapted}/other"])
 
 
-@pytest.mark.parametrize("given", ["12", "k=3", "k=0", "k=x", "picture", "adapted=/no"])
+@pytest.mark.parametrize(
+    "given",
+    ["12", "k=3", "k=0", "k=x", "picture", "adapted=/no", "chunks=0", "chunks=", "k="],
+)
 def test_a_protocol_that_does_not_exist_is_named(given):
     with pytest.raises(InputError, match=f"--protocol .*{given[-1]}"):
         benchmark_protocols.protocols([given])
@@ -78,11 +110,16 @@ def pairs(tmp_path_factory):
 class Asked:
     """A request that says what was asked of it."""
 
-    def __init__(self, folder=None, hidden=False):
-        self.folder, self.hidden = folder, hidden
+    def __init__(self, folder=None, change=None):
+        self.folder, self.change = folder, change
 
-    def under(self, folder, hidden):
-        return Asked(folder, hidden)
+    def under(self, folder, change):
+        return Asked(folder, change)
+
+    def length(self, config):
+        speech = media.read_audio(self.folder / samples.SPEECH[-1], RATE)
+        written = len(speech) * 25 // RATE
+        return chunks.plan(generate.num_frames(written), 5, 2, 4), written
 
 
 def row(pairs, protocol, seen):
@@ -90,10 +127,10 @@ def row(pairs, protocol, seen):
     root, made = pairs
 
     def make(sample):
-        seen.append(sample.request)
-        return sample.truth.frames
+        seen.append(sample)
+        return Video(sample.truth.frames)
 
-    way = Way("net", "net_1", make, {"seed": 0}, {"checkpoint": "x"}, True)
+    way = Way("net", "net_1", make, {"seed": 0}, {"checkpoint": "x"})
     others = benchmark_protocols.others(made)
     return benchmark_protocols.under([way], protocol, root / "inputs", others, CONFIG)[
         0
@@ -105,7 +142,7 @@ def ask(pairs, protocol, index=0):
     seen, pair = [], pairs[1][index]
     sample = material(index)._replace(key=pair.sample.key, request=Asked())
     row(pairs, protocol, seen).make(sample)
-    return seen[0], sample
+    return seen[0].request, sample
 
 
 def kept(pairs, inside, but):
@@ -129,7 +166,7 @@ def test_a_picture_is_repeated_in_place_of_the_reference(pairs, tmp_path):
         (Protocol("k1", 1), first),
     ):
         asked, _ = ask(pairs, protocol)
-        assert kept(pairs, asked.folder, samples.REFERENCE) and not asked.hidden
+        assert kept(pairs, asked.folder, samples.REFERENCE) and asked.change is None
         shown = media.read_frames(asked.folder / samples.REFERENCE, 25)
         assert len(shown) == FRAMES
         assert np.abs(shown - picture.astype(float)).mean() < 3
@@ -157,6 +194,7 @@ def test_rows_of_a_sweep_differ_in_k_alone(pairs):
     assert few.family == many.family == "net"
     assert few.name != many.name and few.slug != many.slug
     changed = {"name", "slug", "make", "made_with", "tags", "protocol", "of", "frames"}
+    changed |= {"first"}
     for field in set(Way._fields) - changed:
         assert getattr(few, field) == getattr(many, field), field
     for field in ("made_with", "tags"):
@@ -165,7 +203,7 @@ def test_rows_of_a_sweep_differ_in_k_alone(pairs):
     key = pairs[1][0].sample.key
     assert few.of(key) == many.of(key) == {}
     asked, _ = ask(pairs, Protocol("k12", 12))
-    assert asked.folder is None and not asked.hidden
+    assert asked.folder is None and asked.change is None
     blank = Checkpoint(**dict.fromkeys(Checkpoint._fields))._replace(config=CONFIG)
     one, other = (
         benchmark_protocols.with_latents([blank], n)[0].config.to_dict() for n in (1, 3)
@@ -177,7 +215,72 @@ def test_rows_of_a_sweep_differ_in_k_alone(pairs):
 
 def test_without_a_reference_it_is_hidden(pairs):
     asked, _ = ask(pairs, Protocol("none"))
-    assert asked.hidden and asked.folder is None
+    assert asked.folder is None
+    told = asked.change(REQUEST)
+    assert not told.reference.any() and not told.reference_tokens.any()
+    assert told.reference_audio is None
+    kept_as_it_is(told, "reference", "reference_tokens", "reference_audio")
+
+
+def test_a_deaf_reference_is_seen_and_an_unselected_one_is_seen_whole(pairs):
+    asked, _ = ask(pairs, Protocol("deaf"))
+    told = asked.change(REQUEST)
+    assert asked.folder is None and told.reference_audio is None
+    conditions = generate.first_conditions(told, 1)
+    assert not conditions.has_reference_audio and conditions.has_audio
+    kept_as_it_is(told, "reference_audio")
+    asked, _ = ask(pairs, Protocol("unselected"))
+    told = asked.change(REQUEST)
+    assert asked.folder is None and told.reference_tokens.all()
+    assert told.reference_tokens.dtype == bool
+    kept_as_it_is(told, "reference_tokens")
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_speech_is_repeated_until_the_video_has_so_many_chunks(pairs, count):
+    protocol, seen = Protocol(f"chunks{count}", chunks=count), []
+    sample = material(0)._replace(key=pairs[1][0].sample.key, request=Asked())
+    way = row(pairs, protocol, seen)
+    way.make(sample)
+    asked = seen[0]
+    assert len(asked.plan.spans) == count
+    assert asked.plan.latents == asked.plan.spans[-1].read + 5  # all of the last one
+    assert asked.plan.frames - 1 == asked.frames == 16 + 12 * (count - 1)
+    assert kept(pairs, asked.request.folder, samples.SPEECH[-1])
+    own = media.read_audio(pairs[0] / "inputs" / sample.key / samples.SPEECH[-1], RATE)
+    made = media.read_audio(asked.request.folder / samples.SPEECH[-1], RATE)
+    assert len(made) == asked.frames * RATE // 25
+    for start in range(0, len(made), len(own)):
+        piece = made[start : start + len(own)]
+        np.testing.assert_allclose(piece, own[: len(piece)], atol=1e-4)
+    heard = way.heard(sample)
+    assert len(heard.mel) == asked.frames and not heard.silent
+    np.testing.assert_array_equal(heard.wave, made)
+    assert way.hears == "own" and way.chunks == count
+
+
+@pytest.mark.parametrize("size", ["tiny", "mini", "tavr_14b"])
+def test_whole_chunks_are_whole_for_whoever_listens(size):
+    config = cross_scene.get_config(size)
+    parts = config.model.num_video_latents, config.chunks.motion_latents, 4
+    for count in range(1, 8):
+        frames = benchmark_protocols.speech_frames(count, config)
+        for rows in (generate.num_frames(frames), speech_rows.num_frames(2 * frames)):
+            plan = chunks.plan(rows, *parts)
+            assert len(plan.spans) == count
+            assert plan.latents == plan.spans[-1].read + parts[0]
+
+
+def test_the_page_says_what_each_protocol_is():
+    given = ["video", "k=1", "12", "chunks=1", "6", "deaf"]
+    (line,) = benchmark_protocols.explained(benchmark_protocols.protocols(given))
+    for told in ('"1 frame"', '"1 chunk"', '"deaf"'):
+        assert told in line
+    assert line.count('"') == 6
+    assert benchmark_protocols.explained([Protocol("video")]) == []
+    names = {*benchmark_protocols.PLAIN, *benchmark_protocols.COUNTED, "adapted"}
+    silent = {protocol.name for protocol in benchmark_protocols.SILENT}
+    assert benchmark_protocols.MEANINGS.keys() == (names | silent) - {"video"}
 
 
 def test_silence_and_another_persons_speech_replace_the_sound(pairs):

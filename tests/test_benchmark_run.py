@@ -10,10 +10,10 @@ from test_score_rows import FRAMES, judges, material
 from configs import cross_scene
 from data_pipelines import benchmark_file, video_files
 from launch import benchmark_rows, publish, score_rows
-from launch.held_out import Way
+from launch.held_out import Video, Way
 from launch.score_rows import Task
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import metrics_statistics
+from tavr_jax.evaluation import benchmark, metrics_statistics, tables
 from tavr_jax.evaluation.benchmark import Network
 
 COUNT = 3
@@ -24,7 +24,8 @@ CONFIG = cross_scene.get_config("tiny")
 def noisy(sample):
     rng = np.random.default_rng(sample.index)
     frames = sample.truth.frames
-    return np.clip(frames + rng.normal(0, 12, frames.shape), 0, 255).astype(np.uint8)
+    moved = np.clip(frames + rng.normal(0, 12, frames.shape), 0, 255)
+    return Video(moved.astype(np.uint8))
 
 
 def key(index):
@@ -57,7 +58,7 @@ class Run:
         return found
 
     def evaluation(self):
-        makes = {"truth": lambda sample: sample.truth.frames, "row": noisy}
+        makes = {"truth": lambda sample: Video(sample.truth.frames), "row": noisy}
         ways = [Way(s, s, self.counted(make), {}, {}) for s, make in makes.items()]
         samples = [{"key": key(i), "person": str(i % 2)} for i in self.order]
         about = {"samples": COUNT, "complete": True, "missing": {}}
@@ -173,12 +174,100 @@ def test_a_sample_that_cannot_be_read_is_missing_with_its_reason(whole, tmp_path
         Run(tmp_path / "none", unreadable=range(COUNT))()
 
 
+def sown(seed, draw=0, **more):
+    """A draw of a row whose videos differ by its seed."""
+
+    def make(sample):
+        rng = np.random.default_rng((seed, sample.index))
+        frames = sample.truth.frames
+        moved = np.clip(frames + rng.normal(0, 4 + 8 * seed, frames.shape), 0, 255)
+        return Video(moved.astype(np.uint8), (), {"gflops": 2.0 + seed})
+
+    slug = f"net_seed{seed}" if draw else "net"
+    told = {"seed": str(seed)}
+    return Way("Net", slug, make, told, told, stage="policy", draw=draw, first="net",
+               **more)  # fmt: skip
+
+
+def test_seeds_of_a_row_are_averaged_before_people_are_drawn(whole, tmp_path):
+    alone = [Run(tmp_path / str(s), more=[sown(s)])() for s in range(3)]
+    together = Run(tmp_path / "0", more=[sown(s, s) for s in range(3)])
+    together.left = 0  # rows of the first seed are kept, those of others are made
+    found = together()
+    assert found["rows"].keys() == {"truth", "row", "net"}
+    assert found["rows"]["net"]["seeds"] == ["0", "1", "2"]
+    assert found["rows"]["row"]["seeds"] == []
+    metrics = benchmark.listed(found["methods"])
+    each = [one["scores"]["net"] for one in alone]
+    for metric in metrics:
+        told = found["draws"]["net"][metric.key]
+        assert told == [
+            list(v) for v in zip(*(e[metric.key] for e in each), strict=True)
+        ]
+        sizes = [
+            [abs(v) if metric.better == "zero" else v for v in row if v is not None]
+            for row in told
+        ]
+        wanted = [np.mean(row) if row else None for row in sizes]
+        assert found["scores"]["net"][metric.key] == pytest.approx(wanted), metric.key
+    assert found["scores"]["net"]["gflops"] == [3.0] * COUNT
+    summary = found["summary"]["net"]["ssim"]
+    assert (summary["pairs"], summary["people"]) == (COUNT, 2)  # not 3 x COUNT
+    assert summary["mean"] == pytest.approx(
+        np.mean([one["summary"]["net"]["ssim"]["mean"] for one in alone])
+    )
+    assert found["sets"]["net"] == alone[0]["sets"]["net"]
+    assert found["draws"].keys() == {"net"} and not whole["draws"]
+    assert whole["scores"]["row"] == {
+        key: found["scores"]["row"][key] for key in whole["scores"]["row"]
+    }
+    for index in range(COUNT):
+        tags = {t for one in alone for t in one["failures"]["net"].get(key(index), [])}
+        assert set(found["failures"]["net"].get(key(index), [])) == tags
+    text = tables.markdown(tables.summary_tables(found))
+    assert "mean over 3 seeds" in text
+
+
+def test_a_seed_that_is_missing_leaves_the_others(tmp_path):
+    def broken(sample):
+        raise InputError("no")
+
+    ways = [sown(0), sown(1, 1)._replace(make=broken)]
+    found = Run(tmp_path, more=ways)()
+    assert found["failures"]["net"][key(0)][0] == "missing"
+    one = Run(tmp_path, more=ways[:1])()
+    assert found["scores"]["net"]["ssim"] == one["scores"]["net"]["ssim"]
+
+
+def test_rows_are_tested_against_those_that_are_shown_the_same():
+    def way(slug, protocol, family, **more):
+        return Way(slug, slug, None, {}, {}, protocol, family=family, **more)
+
+    ways = [
+        way("truth", "video", ""),
+        way("a", "video", "a"),
+        way("a_seed1", "video", "a", draw=1, first="a"),
+        way("b", "video", "b"),
+        way("a_none", "none", "a"),
+        way("b_none", "none", "b"),
+        way("a_k4", "k4", "a"),
+        way("a_silence", "silence", "a", hears="silence"),
+        way("x", "theirs", "x"),
+    ]
+    assert publish.compared(ways, False) == [
+        ("b", "a"), ("a_none", "a"), ("b_none", "b"), ("b_none", "a_none"),
+        ("a_k4", "a"), ("x", "a"), ("x", "b"),
+    ]  # fmt: skip
+    against = publish.compared(ways, True)
+    assert against == [(s, "a") for s in ("b", "a_none", "b_none", "a_k4", "x")]
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Two folders of the same videos."""
     for name in ("a", "b"):
         for index in range(COUNT):
-            video = noisy(material(index))
+            video = noisy(material(index)).frames
             path = tmp_path / name / f"{key(index)}.mp4"
             video_files.write_video(path, video, 25, crf=8)
     return tmp_path

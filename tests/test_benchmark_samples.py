@@ -34,12 +34,12 @@ def test_a_sample_is_read_once_for_all_that_read_it_alike(
     same = config.copy_and_resolve_references()
     same.optimizer.learning_rate = 7.0  # nothing that a sample is read by
     for alike in (config, config, same):
-        assert told.material(alike) == told.under(None, True).material(alike) == 7
+        assert told.material(alike) == told.under(None, min).material(alike) == 7
     assert len(reads) == 1
     longer = config.copy_and_resolve_references()
     longer.model.num_videoref_latents += 1
     told.material(longer)
-    told.under(tmp_path / "other", False).material(config)
+    told.under(tmp_path / "other", None).material(config)
     folders = [sample.references[0] for sample in reads]
     assert folders == [str(tmp_path / f / "ref.mp4") for f in ("one", "one", "other")]
 

@@ -1,25 +1,30 @@
 """Pages say what is there: every link, file, name, command, flag and field in them.
 
 Flags are read from the sources, not by running commands. What a page names is looked up
-in the repository, beside the page, or by the end of its path.
+in the repository, beside the page, or by the end of its path. What the page of a room
+has to tell: test_room_pages.py.
 """
 
 import ast
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import base, models
+from data_pipelines import video_files
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("tavr_jax", "configs", "data_pipelines", "launch", "tests", "notebooks")
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(p for r in ROOMS for p in ROOT.glob(f"{r}/**/*.md"))]
 )
-# of the release; what launch.evaluate writes
-ELSEWHERE = {"infer.py", "results.md"}
+# of the release; what launch.evaluate writes; recorded activations; a tag of .mp4
+ELSEWHERE = {"infer.py", "results.md", "tavr_seed0", "wan_seed0", "major_brand"}
 MEDIA = ("mp4", "wav", "png", "txt", "npz", "json", "jsonl", "py", "md")  # no fields
 CONFIG = base.get_config()
 
@@ -27,11 +32,15 @@ FENCE = re.compile(r"^```.*?^```$", re.S | re.M)
 SPAN = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FILE = re.compile(r"([\w./-]+\.(?:py|sh|md|toml))(?::(\w+))?")
+INSIDE = re.compile(rf"(?:{'|'.join(ROOMS)})/[\w./-]+\.\w+")
 NAMED = re.compile(r"([\w./-]+\.py): ([\w., ()]+)")
 FIELD = re.compile(r"--config((?:\.\w+)+)")
 # Programs whose flags are not ours.
 OTHERS = re.compile(r"(?:pip|git|gcloud|kubectl|docker|pytest|srun)\b")
 PLACEHOLDER = re.compile(r"(?:^|[/_])(?:[A-Z]{2,}|[A-Z])(?=[./]|$)")
+NAME = re.compile(r"_?[A-Za-z]\w*(?:\(\))?")  # of code if it has a _ or a hump
+CODE = re.compile(r"_|[a-z][A-Z]")
+SPARE = re.compile(r"(?:^|_)[A-Z]{2,}_[a-z]")  # NAME_weight: put yours in its place
 
 
 def problems(page: Path, text: str) -> list[str]:
@@ -52,6 +61,9 @@ def problems(page: Path, text: str) -> list[str]:
         found += _files(page, words)
     for span in spans:
         found += _names(page, span)
+        if NAME.fullmatch(span) and CODE.search(span) and not SPARE.search(span):
+            known = span.strip("()") in _words() | ELSEWHERE
+            found += [] if known else [f"{span}: nothing has this name"]
     return found
 
 
@@ -130,8 +142,12 @@ def _fields(words: str) -> list[str]:
 def _files(page: Path, words: str) -> list[str]:
     found = []
     for word in re.split(r"[\s=,]+", words):
-        named = FILE.fullmatch(word.rstrip(":;)").lstrip("("))
+        word = word.rstrip(":;)").lstrip("(")
+        named = FILE.fullmatch(word)
         if not named or named[1] in ELSEWHERE:
+            inside = INSIDE.fullmatch(word) and not PLACEHOLDER.search(word)
+            if inside and not named and not (ROOT / word).is_file():
+                found.append(f"{word}: no such file")
             continue
         if PLACEHOLDER.search(named[1]) and not named[1].endswith(".md"):
             continue
@@ -184,6 +200,15 @@ def _names(page: Path, span: str) -> list[str]:
 def _everything() -> tuple[Path, ...]:
     inside = [p for room in ROOMS for p in (ROOT / room).rglob("*.*")]
     return tuple(p for p in [*ROOT.glob("*.*"), *inside] if p.is_file())
+
+
+@functools.cache
+def _words() -> frozenset[str]:
+    """Every word of the sources that pages speak of."""
+    kinds = (".py", ".js", ".sh")
+    tests = ROOT / "tests"
+    files = [p for p in _everything() if p.suffix in kinds and tests not in p.parents]
+    return frozenset().union(*(re.findall(r"\w+", p.read_text()) for p in files))
 
 
 def _source(module: str) -> Path:
@@ -290,15 +315,9 @@ def test_a_page_names_only_what_is_there(page):
     assert not found, "\n".join(found)
 
 
-def test_every_room_has_a_page():
-    rooms = {path.parent for path in ROOT.glob("tavr_jax/*/__init__.py")}
-    rooms |= {ROOT / room for room in ("configs", "data_pipelines", "launch")}
-    without = [str(room) for room in rooms if not (room / "README.md").is_file()]
-    assert not without
-
-
 GOOD = """
-See [the house](README.md) and `configs/base.py: policy()`, `policy.eta`, `sampler.py`.
+See [the house](README.md) and `configs/base.py: policy()`, `policy.eta`, `sampler.py`,
+`configs/mini_benchmark.json`, `drop_conditions`, `make_encoder()`, `NAME_weight`.
 
 ```
 python -m launch.generate --checkpoint C --sample-steps 8 \\
@@ -315,6 +334,9 @@ LIES = {
     "policy()": "polizei()",
     "policy.eta": "policy.theta",
     "`sampler.py`": "`simpler.py`",
+    "mini_benchmark.json": "mini_benchmarks.json",
+    "drop_conditions": "drop_condition",
+    "make_encoder()": "makeEncoder()",
     "launch.generate": "launch.degenerate",
     "--checkpoint": "--chequepoint",
     "--sample-steps": "--sample-stops",
@@ -340,3 +362,25 @@ def test_flags_are_those_that_the_command_defines():
     known = _flags_of("launch.generate")
     assert {"debug", "config", "reference", "dit_ckpt", "aud_guide_scale"} <= known
     assert "workdir" not in known and "workdir" in _flags_of("launch.train")
+
+
+def test_the_tags_of_a_video_are_those_that_the_page_lists():
+    section = (ROOT / "RESPONSIBLE_USE.md").read_text().split("\n## ")[2]
+    listed = re.findall(r"^\| `(\w+)` \|", section, re.M)
+    (made,) = [
+        node
+        for node in ast.walk(_tree(_source("launch.checkpoints")))
+        if getattr(node, "name", "") == "provenance"
+    ]
+    assert listed == [key.value for key in made.body[-1].value.keys]
+
+
+def test_the_command_of_the_page_prints_the_tags(tmp_path):
+    page = (ROOT / "RESPONSIBLE_USE.md").read_text()
+    program = re.search(r'python -c "(.+)" out\.mp4$', page, re.M)[1]
+    tags = {"synthetic": "true", "fingerprint": "0123456789ab"}
+    frames = np.zeros((5, 32, 32, 3), np.uint8)
+    video_files.write_video(tmp_path / "out.mp4", frames, 25, metadata=tags)
+    command = [sys.executable, "-c", program, str(tmp_path / "out.mp4")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert tags.items() <= ast.literal_eval(done.stdout).items()

@@ -25,6 +25,8 @@ def media(tmp_path):
         wave = (0.1 * rng.normal(size=FRAMES * 640)).astype(np.float32)
         video_files.write_video(tmp_path / f"{name}.mp4", frames, 25, wave, RATE)
         video_files.write_video(tmp_path / f"theirs/{name}.mp4", frames[:30], 25)
+        (tmp_path / "truth").mkdir(exist_ok=True)
+        np.savez(tmp_path / f"truth/{name}.npz", opening=rng.random(FRAMES))
 
     def span(name):
         about = {"video_id": name, "video_url": f"https://example.org/{name}"}
@@ -52,7 +54,8 @@ def evaluate(media, *more):
 
 def test_somebodys_folder_is_scored_without_a_checkpoint(media):
     network(media / "face.onnx", [1, 3, 32, 32], np.random.default_rng(0))
-    done = evaluate(media, "--face_network", f"mine={media / 'face.onnx'}")
+    mine = f"mine={media / 'face.onnx'}"
+    done = evaluate(media, "--face_network", mine, "--truth", media / "truth")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((media / "out/results.json").read_text())
     assert found["rows"].keys() == {"truth", "still", "copied", "results_theirs"}
@@ -71,6 +74,9 @@ def test_somebodys_folder_is_scored_without_a_checkpoint(media):
     assert "mine face.onnx" in found["methods"]["mine/identity"]["network"]
     assert "mine face.onnx" in done.stdout and "You gave this file" in done.stdout
     assert "sweep" not in found and "silence_moves" not in found["methods"]
+    assert "gflops" not in found["methods"]  # nobody knows what they cost
+    # the real video's own mouth does not move as that noise does
+    assert found["benchmark"]["truth"] and max(found["scores"]["truth"]["mouth"]) < 0.9
     assert "002_nobody" in done.stdout
     assert (media / "out/report.html").stat().st_size > 10_000
     sample = media / "out/inputs/000_b"  # what anybody's program is given
@@ -79,7 +85,13 @@ def test_somebodys_folder_is_scored_without_a_checkpoint(media):
 
 
 def test_flags_that_do_not_go_together_are_one_line(media):
-    done = evaluate(media, "--silent")
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: flags: --silent")
-    assert not (media / "out").exists()
+    for flag, said in (
+        (["--silent"], "flags: --silent"),
+        (["--seeds=0"], "--seeds=0: give 1 or more"),
+        (["--truth", media / "no"], f"--truth {media / 'no'}"),
+        (["--claims", media / "no"], f"--claims {media / 'no'}"),
+    ):
+        done = evaluate(media, *flag)
+        assert done.returncode == 2
+        assert done.stderr.strip().splitlines()[-1].startswith(f"error: {said}")
+    assert not list(media.glob("out/*.html"))

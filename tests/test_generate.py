@@ -357,22 +357,6 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path):
 # A video that comes in pieces
 
 
-@pytest.fixture(scope="module")
-def codec(config):
-    return build.codec(config)
-
-
-def test_frames_that_come_in_pieces_are_those_of_the_whole(codec, config):
-    shape = (1, 9, 4, 4, config.codec.z_dim)
-    latents = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    output = generate.OutputConfig(**config.output)
-    whole = generate.to_pixels(np.asarray(codec.decode(jnp.asarray(latents))[0, :30]))
-    pieces = iter([latents[:, :5], latents[:, 5:8], latents[:, 8:]])
-    found = np.concatenate(list(generate.frames(codec, pieces, 30, output)))
-    assert found.shape == whole.shape
-    assert np.abs(found.astype(int) - whole).max() <= 1
-
-
 def test_a_killed_run_goes_on_at_its_chunk(sampler, network, config, plan, tmp_path):
     request, key = _request(config), jax.random.key(0)
     whole = np.asarray(generate.latents(sampler[0], network[1], request, plan, key))

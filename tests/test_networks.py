@@ -130,8 +130,26 @@ def test_the_lipsync_network_learns_when_it_was_said():
         110,
         1e-2,
     )
-    # four clips of nine windows: guessing is right once in 36
+    # thirteen windows of a clip: guessing is right once in 13
     assert after["accuracy"] > 0.4 > first["accuracy"] + 0.2
+
+
+def test_the_lipsync_loss_is_infonce_among_the_windows_of_a_clip():
+    """Whose voice it is must not help: other clips are no choices."""
+    net = SyncNet(LipsyncConfig(**TINY.lipsync), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    faces, mel = (x[:2] for x in mouths(rng, 3, 9))
+    graphdef, params = nnx.split(net, nnx.Param)
+    signed = faces / 127.5 - 1.0
+    loss = jax.jit(networks.lipsync_loss(graphdef, net.config))
+    value, metrics = loss(params, (signed, mel))
+    embed = nnx.jit(lambda net, f, m: (net.embed_faces(f), net.embed_speech(m)))
+    near = jnp.einsum("bvz,bwz->bvw", *embed(net, signed, mel))
+    odds = np.exp(np.asarray(near, np.float64) / net.config.temperature)
+    own = np.einsum("bww->bw", odds)
+    wanted = -np.log(own**2 / odds.sum(1) / odds.sum(2)).mean() / 2
+    np.testing.assert_allclose(value, wanted, rtol=1e-4)
+    assert np.isclose(metrics["accuracy"], (odds.argmax(2) == np.arange(5)).mean())
 
 
 def test_contrast_is_lowest_where_people_are_points_apart():
@@ -178,3 +196,20 @@ def test_jitter_is_shared_by_the_frames_of_a_clip():
     plain = still.astype(np.float32) / 127.5 - 1
     moved = np.abs(np.asarray(faces[:, 0]) - plain[:, 0])
     assert (moved.max(axis=(1, 2, 3)) > 0.05).all()
+
+
+def test_worn_clips_lose_change_and_detail_and_no_more():
+    clips = np.random.default_rng(0).uniform(-1, 1, (48, 9, 8, 8, 3)).astype(np.float32)
+    out = np.asarray(jax.jit(networks.worn)(clips, jax.random.key(0)))
+    change, detail = (
+        [np.abs(np.diff(x, axis=axis)).mean((1, 2, 3, 4)) for x in (clips, out)]
+        for axis in (1, 3)
+    )
+    for before, after in (change, detail):
+        assert (after < before * 1.02).all()
+        assert (after < 0.7 * before).any()
+    kept = (out == clips).all((1, 2, 3, 4))
+    assert 0.05 < kept.mean() < 0.6
+    still = np.repeat(clips[:, :1], 9, axis=1)
+    still_out = np.asarray(jax.jit(networks.worn)(still, jax.random.key(0)))
+    np.testing.assert_allclose(still_out, np.repeat(still_out[:, :1], 9, 1), atol=1e-5)

@@ -40,10 +40,11 @@ def made(better=0.5, seed=0):
         "two": records(rng, better),
     }
     rows["two"][1] = rows["two"][1]._replace(failures=("short",))
-    for row in rows.values():  # of the first people, whose level is near 0
+    for slug, row in rows.items():  # of the first people, whose level is near 0
         for record in row:
             record.scores.update(identity=5 + record.scores["identity"])
-            record.scores.update(motion=1.0, sharpness=1.0, leak=9.0, leak_p=0.05)
+            record.scores.update(motion=1.0, sharpness=1.0, leak_p=0.05)
+            record.scores.update(leak=9.0 * (slug != "truth"))
     rows["two"][2].scores.update(motion=0.1, offset=9.0, leak_p=0.04)
     samples = [
         {"key": f"{p}{i}", "person": str(p), "reference": "r", "target": "t",
@@ -86,6 +87,42 @@ def test_what_samples_share_cancels_in_comparisons(found):
     assert found["sets"].keys() == {"one", "two"}
     assert found["sets"]["one"]["fid_mini"]["samples"] == [72, 72]
     assert abs(found["sets"]["one"]["kid_mini"]) < 1
+
+
+def test_seeds_of_a_sample_are_one_with_all_their_failures():
+    scores = {m.key: 1.0 for m in METRICS} | {"leak_p": 1.0}
+    draws = [
+        results.Record(scores | changed, failed, {"frames": np.full((1, 39), mark)})
+        for changed, failed, mark in (
+            ({"motion": 0.1, "offset": -3.0, "psnr": None}, (), 0.0),
+            ({"motion": 1.9, "offset": 3.0, "psnr": 7.0}, ("short",), 1.0),
+        )
+    ]
+    assert results.merged(draws[:1]) is draws[0]
+    one = results.merged(draws)
+    told = {key: one.scores[key] for key in ("motion", "offset", "psnr", "ssim")}
+    assert told == {"motion": 1.0, "offset": 3.0, "psnr": 7.0, "ssim": 1.0}
+    assert one.features is draws[0].features
+    samples = [{"key": "a", "person": "p"}]
+    rows = {"truth": [results.Record(scores, (), {})], "row": [one]}
+    found = results.findings(rows, samples, [], LIMITS, 0.95, 0)
+    assert found["failures"]["row"] == {"a": ["short", "frozen"]}  # the first moves not
+    assert found["draws"].keys() == {"row"}
+    assert found["draws"]["row"]["offset"] == [[-3.0, 3.0]]
+    assert found["summary"]["row"]["psnr"]["pairs"] == 1
+
+
+def test_a_mouth_that_agrees_by_accident_as_the_real_one_does_copies_nothing():
+    scores = dict.fromkeys([m.key for m in METRICS], None) | {"leak_p": 0.01}
+    known = [scores | {"leak": leak} for leak in (0.0, 6.0, 12.0)]
+    copied = [
+        ["copied" in failures.tags(one, real, LIMITS) for one in known]
+        for real in known[:2]
+    ]
+    assert copied == [[False, True, True], [False, False, True]]
+    unlike = scores | {"leak": -6.0}  # less than chance is no excuse
+    assert "copied" not in failures.tags(known[0], unlike, LIMITS)
+    assert "copied" in failures.tags(known[1], unlike, LIMITS)
 
 
 def test_tables_say_what_the_numbers_say(found):

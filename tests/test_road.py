@@ -1,10 +1,13 @@
 """The whole road at :tiny, through the real commands: footage to report."""
 
+import base64
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipelines import media
@@ -59,9 +62,35 @@ def test_the_whole_road(road):
         "--checkpoint", f"{road / 'cross_scene'},{road / 'policy'}",
         "--metrics_from", f"{road / 'cross_scene'},{road / 'policy'}",
         "--output", road / "evaluation")  # fmt: skip
-    page = (road / "evaluation/report.html").read_text()
-    assert "data:video/mp4;base64," in page and 'src="http' not in page
-    assert json.loads((road / "evaluation/results.json").read_text())
+    check_page(road / "evaluation")
+
+    run("launch.ship", "--workdir", road / "policy", "--output", road / "package")
+    assert (road / "package/policy.safetensors").is_file()
+    card = re.sub(r" \\\n +", " ", (road / "package/policy.md").read_text())
+    for stage in ("same_scene", "cross_scene", "policy"):  # no other has a card there
+        assert f"--config configs/{stage}.py:tiny --workdir W/{stage} " in card
+        assert re.search(rf"^\| {stage} \| 2 \| 42 \| 0\.\d\d \|", card, re.M)
+        assert re.search(rf"^{stage}:\n\n\| step \| (loss|reward) \|", card, re.M)
+    assert str(road) not in card
+
+
+def check_page(folder: Path) -> None:
+    """The videos of every row are inside the page, are whole, and of one length."""
+    page = (folder / "report.html").read_text()
+    assert 'src="http' not in page
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    board = json.loads(re.search(r'id="board">(.*?)</script>', page, re.S)[1])
+    (sample,) = board["samples"]
+    videos = [f"{slug}.mp4" for slug in rows]
+    assert len(videos) >= 5 and {"truth.mp4", "codec.mp4", "still.mp4"} < set(videos)
+    inside = {
+        name: base64.b64decode(board["media"][sample["files"][name]]) for name in videos
+    }
+    frames = {name: media.decode_mp4(data) for name, data in inside.items()}
+    assert len({shown.shape for shown in frames.values()}) == 1
+    assert frames["truth.mp4"].shape[1:] == (32, 32, 3)
+    moving = np.abs(np.diff(frames["truth.mp4"].astype(int), axis=0)).mean()
+    assert moving > 4 * np.abs(np.diff(frames["still.mp4"].astype(int), axis=0)).mean()
 
 
 def test_a_finished_run_says_so_and_does_nothing(road):

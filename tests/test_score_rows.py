@@ -8,8 +8,8 @@ import pytest
 
 from configs import cross_scene
 from data_pipelines import benchmark_file, people, video_files
-from launch import benchmark_rows, score_rows
-from launch.held_out import Material, Way, persons
+from launch import benchmark_rows, checkpoint_rows, score_rows
+from launch.held_out import Material, Video, Way, persons
 from launch.score_rows import Task
 from tavr_jax.diffusion import chunks
 from tavr_jax.errors import InputError
@@ -76,13 +76,13 @@ class Counted:
 
     def ways(self):
         def real(sample):
-            return sample.truth.frames
+            return Video(sample.truth.frames)
 
         def make(sample):
             self.makes.append(sample.index)
             if sample.index == 1 and self.mark == "first":
                 raise InputError("no face in it")
-            return sample.truth.frames[:30]
+            return Video(sample.truth.frames[:30])
 
         truth = Way("Ground truth", "truth", real, {}, {})
         return [truth, Way("row", "row", make, {"mark": self.mark}, {})]
@@ -175,7 +175,7 @@ def test_what_cannot_be_written_ends_the_run_a_sample_later(tmp_path, monkeypatc
 
 def test_joins_are_where_chunks_begin():
     plan = chunks.plan(37, 5, 1, 0)  # latents 0-4, 5-8, 9-
-    assert score_rows.joins(plan) == [17, 33]
+    assert checkpoint_rows.joins(plan) == [17, 33]
 
 
 # Rows of a benchmark
@@ -199,10 +199,10 @@ def test_somebodys_videos_are_found_sized_and_cut(tmp_path, listed):
         video_files.write_video(tmp_path / place, large, 25, crf=4)
     way = benchmark_rows.theirs("a b", tmp_path, listed)
     assert way.slug == "results_a_b"
-    found = way.make(material(0))
+    found = way.make(material(0)).frames
     assert found.shape == frames.shape
     assert np.abs(found.astype(float) - frames).mean() < 3
-    assert way.make(material(1)).shape == frames.shape
+    assert way.make(material(1)).frames.shape == frames.shape
     for index in (2, 3):  # a video of that name is which of the two?
         with pytest.raises(
             InputError, match="no video of 002" if index == 2 else "003"
@@ -214,7 +214,7 @@ def test_somebodys_videos_are_found_sized_and_cut(tmp_path, listed):
     assert way.of("000_v0") == before
     video_files.write_video(tmp_path / "000_v0.mp4", large[:20], 25)
     assert way.of("000_v0") != before
-    assert len(way.make(material(0))) == 20
+    assert len(way.make(material(0)).frames) == 20
 
 
 @pytest.mark.parametrize("given", ["=x", "x", "name="])

@@ -34,6 +34,29 @@ def test_scores_do_not_depend_on_what_was_scored_before():
     assert len(set(one_by_one)) == 4
 
 
+def test_a_longer_video_is_held_against_the_real_one_as_far_as_that_goes():
+    truth = material(0).truth
+    own = noisy(truth.frames, 1)
+    after = 255 - noisy(truth.frames, 2)
+    long, mel = np.concatenate([own, after]), np.concatenate([truth.mel] * 2)
+    scorer = Scorer(truth, judges())
+    alone, found = scorer.score(own), scorer.score(long, [FRAMES], mel)
+    whole = {"identity", "identity_best", "identity_target", "identity_lost"}
+    whole |= {"facesim", "sync_c", "sync_d", "offset", "seam"}
+    whole |= {"identity_drift", "colour_scene", "colour_face"}
+    for key in alone.scores.keys() - whole:
+        assert found.scores[key] == alone.scores[key], key
+    assert found.scores["ssim"] is not None and found.scores["follows"] is not None
+    for name, rows in alone.features.items():
+        np.testing.assert_array_equal(found.features[name], rows)
+    faces = [scorer.score(part, mel=truth.mel) for part in (own, after)]
+    halves = [scores.scores["identity"] for scores in faces]
+    np.testing.assert_allclose(found.scores["identity"], np.mean(halves), atol=1e-6)
+    assert halves[0] != halves[1]
+    assert found.scores["colour_scene"] > 10 and found.scores["seam"] > 4
+    assert scorer.score(long).scores["sync_d"] == alone.scores["sync_d"]
+
+
 def test_the_real_video_is_looked_at_once(monkeypatch):
     looks = []
     look = score_video.metrics_scene.motion

@@ -145,6 +145,16 @@ SILENT = (
         "lip-sync to the reference's speech of a video driven by silence", "sync",
     ),
 )  # fmt: skip
+COST = (
+    Metric(
+        "gflops", "GFLOPs", "low", 1,
+        "of sampling the video, by arithmetic, billions", "arithmetic",
+    ),
+    Metric(
+        "seconds", "Seconds", "low", 2,
+        "of sampling the video, by the clock of the machine that made it", "clock",
+    ),
+)  # fmt: skip
 LPIPS = Metric("lpips", "LPIPS", "low", 3, "perceptual distance to the real", "lpips")
 
 
@@ -157,8 +167,12 @@ class Network(NamedTuple):
     preprocessing: str = ""  # of one that a user gave
 
 
-def metrics_of(networks: Mapping[str, Network], silent: bool) -> tuple[Metric, ...]:
+def metrics_of(
+    networks: Mapping[str, Network], silent: bool, sampled: bool = False
+) -> tuple[Metric, ...]:
     """The columns: `METRICS`, and those of what a user gave and asked for.
+
+    `silent`: some row is driven by silence; `sampled`: some row is a checkpoint's.
 
     A face network called NAME is "face NAME" among `networks`.
     """
@@ -171,7 +185,8 @@ def metrics_of(networks: Mapping[str, Network], silent: bool) -> tuple[Metric, .
         if m.key in NAMED
     ]
     apart = [LPIPS] if "lpips" in networks else []
-    return (*METRICS, *named, *apart, *(SILENT if silent else ()))
+    asked = (*(SILENT if silent else ()), *(COST if sampled else ()))
+    return (*METRICS, *named, *apart, *asked)
 
 
 def listed(methods: Mapping[str, Mapping[str, Any]]) -> tuple[Metric, ...]:
@@ -197,6 +212,10 @@ def methods(
         "mouth": "luma of the lower face, projected on the first principal direction "
         "of the real video; Pearson correlation with the real video's curve, or with "
         "the true mouth opening where it is known",
+        "arithmetic": "matrix products of the transformer (models/flops.py), places "
+        "that only pad among them; no encoder, no decoder",
+        "clock": "the sampler alone, without encoding and decoding, while other "
+        "videos are scored; not the first run of a program, which compiles it",
         "curves": "contrast of mouth and eyes in luma crops around the median face "
         "box, laid over each other; the reference from the first frame shown on",
     }

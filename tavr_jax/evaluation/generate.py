@@ -350,7 +350,17 @@ def decode(
     codec: Codec, latents: Float[Array, "1 T H W C"], count: int, config: OutputConfig
 ) -> UInt8[ndarray, "F Y X 3"]:
     """`frames` of a short video, all at once."""
-    return np.concatenate(list(frames(codec, iter([latents]), count, config)))
+    step = even_step(latents.shape[1], config)
+    even = dataclasses.replace(config, decode_latents=step)
+    return np.concatenate(list(frames(codec, iter([latents]), count, even)))
+
+
+def even_step(latents: int, config: OutputConfig) -> int:
+    """`decode_latents` or less, so that as many pieces are of one size: the first
+    latent comes alone, and a short last piece costs as much as a whole one."""
+    rest = max(latents - 1, 1)
+    pieces = -(-rest // config.decode_latents)
+    return -(-rest // pieces)
 
 
 def to_pixels(frames: Float[ndarray, "F Y X 3"]) -> UInt8[ndarray, "F Y X 3"]:

@@ -1,12 +1,17 @@
 """results.json: every score of an evaluation, and what follows from the scores.
 
     version     of the scores                command, seed, level   of the run
-    benchmark   {name, sha256, samples, complete, missing: {key: reason}}
-    rows        {slug: {name, protocol, family, frames, hears, provenance, made_with}}
+    benchmark   {name, sha256, samples, complete, missing: {key: reason}, truth: whether
+                mouths were held against the true ones}
+    rows        {slug: {name, protocol, family, frames, chunks, hears, stage, attention,
+                seeds, provenance, made_with}}
     methods     {metric: {network, version, licence, preprocessing, commercial,
                 name, meaning, better, digits}}
     samples     [{key, person, reference, target, caption, seconds, size, ...}]
-    scores      {slug: {metric: [value or null, a sample each]}}
+    scores      {slug: {metric: [value or null, a sample each]}}, of a row with several
+                seeds their means
+    draws       {slug: {metric: [[value or null, a seed each], a sample each]}}, of the
+                rows that have several
     failures    {slug: {key: [tag, ...]}}
     summary     {slug: {metric: Estimate or null}}
     sets        {slug: {fid_mini, kid_mini, fvd_mini, kvd_mini}}, from the real videos;
@@ -55,6 +60,26 @@ class Record(NamedTuple):
     failures: tuple[str, ...]
     features: Mapping[str, Float[ndarray, "n _"]]  # by the keys of `SETS`
     reason: str = ""  # why the video is missing
+    draws: tuple[Scores, ...] = ()  # of each seed, where these are means over several
+
+
+def merged(draws: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> Record:
+    """One row on one sample, made with several seeds: it counts as one sample.
+
+    Scores are means over the seeds that have one, of their sizes where what is best is
+    0. Features are those of the first: distances of sets fall with their size, and rows
+    of one seed stand beside.
+    """
+    if len(draws) == 1:
+        return draws[0]
+    each = [benchmark.columns([record.scores], metrics) for record in draws]
+    scores: Scores = {}
+    for key in each[0]:
+        known = [value for one in each if (value := one[key][0]) is not None]
+        scores[key] = float(np.mean(known)) if known else None
+    told = dict.fromkeys(tag for record in draws for tag in record.failures)
+    of_each = tuple(record.scores for record in draws)
+    return draws[0]._replace(scores=scores, failures=tuple(told), draws=of_each)
 
 
 def described(
@@ -94,14 +119,16 @@ def findings(
             slug: {
                 key: tags
                 for key, record, real in zip(keys, row, records[REAL], strict=True)
-                if (
-                    tags := [
-                        *record.failures,
-                        *failures.tags(record.scores, real.scores, limits),
-                    ]
-                )
+                if (tags := _tags(record, real, limits))
             }
             for slug, row in records.items()
+        },
+        "draws": {
+            slug: {
+                m.key: [[s.get(m.key) for s in r.draws] for r in row] for m in metrics
+            }
+            for slug, row in records.items()
+            if any(r.draws for r in row)
         },
         "summary": {
             slug: _plain(benchmark.summarise(row, people, level, seed, metrics))
@@ -119,6 +146,13 @@ def findings(
             for a, b in compared
         },
     }
+
+
+def _tags(record: Record, real: Record, limits: FailureConfig) -> list[str]:
+    """What is wrong with the video, or with that of any seed."""
+    each = record.draws or (record.scores,)
+    found = [tag for one in each for tag in failures.tags(one, real.scores, limits)]
+    return list(dict.fromkeys([*record.failures, *found]))
 
 
 def sweep(
@@ -172,7 +206,7 @@ def distances(row: Sequence[Record], real: Sequence[Record]) -> dict[str, Any]:
     return found
 
 
-def read(path: str | Path) -> Results:
+def read(path: str | Path, flag: str = "--compare") -> Results:
     """A results.json, or that of a folder. InputError: none, or of another version."""
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
@@ -188,12 +222,12 @@ def read(path: str | Path) -> Results:
         _ = found["benchmark"]["sha256"], [s["person"] for s in found["samples"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"--compare {path}: not the results.json of launch.evaluate "
+            f"{flag} {path}: not the results.json of launch.evaluate "
             f"({type(error).__name__}); give such a file or its folder"
         ) from error
     if version != benchmark.VERSION or not sound:
         raise InputError(
-            f"--compare {path}: scores of version {version}, this is "
+            f"{flag} {path}: scores of version {version}, this is "
             f"{benchmark.VERSION}; evaluate again"
         )
     return found
@@ -211,17 +245,7 @@ def compare(first: Results, second: Results, names: tuple[str, str]) -> Results:
         for metric in benchmark.listed(first["methods"])
         if metric.key in second["methods"]
     ]
-    shared = {metric.key for metric in metrics}
-    for what, of in (
-        ("benchmark", lambda r: r["benchmark"]["sha256"]),
-        ("samples", lambda r: [s["key"] for s in r["samples"]]),
-        ("judging networks", lambda r: _judges(r["methods"], shared)),
-    ):
-        if of(first) != of(second):
-            raise InputError(
-                f"--compare {names[0]} {names[1]}: not the same {what}; compare "
-                "evaluations of one benchmark by the same networks"
-            )
+    check_comparable(first, second, names, "--compare")
     people = [sample["person"] for sample in first["samples"]]
     mine, theirs = (_rows(found) for found in (first, second))
     both = [(slug, slug) for slug in mine if slug in theirs]
@@ -233,6 +257,23 @@ def compare(first: Results, second: Results, names: tuple[str, str]) -> Results:
         )
         for a, b in pairs
     }
+
+
+def check_comparable(
+    first: Results, second: Results, names: tuple[str, str], flag: str
+) -> None:
+    """InputError: not of the same samples, or not scored in the same way."""
+    shared = first["methods"].keys() & second["methods"].keys()
+    for what, of in (
+        ("benchmark", lambda r: r["benchmark"]["sha256"]),
+        ("samples", lambda r: [s["key"] for s in r["samples"]]),
+        ("judging networks", lambda r: _judges(r["methods"], shared)),
+    ):
+        if of(first) != of(second):
+            raise InputError(
+                f"{flag} {names[0]} {names[1]}: not the same {what}; compare "
+                "evaluations of one benchmark by the same networks"
+            )
 
 
 def _rows(found: Results) -> dict[str, list[Scores]]:

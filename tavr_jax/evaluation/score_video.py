@@ -122,18 +122,24 @@ class Scorer:
         mel: Float[ndarray, "F U"] | None = None,
         silent: bool = False,
     ) -> Scored:
-        """A video as long and as large as the real one, or shorter.
+        """A video as large as the real one, and as long, shorter or longer.
 
-        `joins` are the first frames of its chunks, where they are known; `mel` is the
-        speech it was driven by, if not the real video's; `silent`: by none at all.
+        What needs the real video is scored as far as that goes: the beginning of a
+        longer one. `joins` are the first frames of its chunks, where they are known;
+        `mel` is the speech it was driven by, if not the real video's; `silent`: by none
+        at all.
         """
         truth = self._cut(len(video))
-        seen = self.real if video is self.truth.frames else self._look(video)
+        known = video if len(truth.frames) == len(video) else video[: len(truth.frames)]
+        seen = self.real if video is self.truth.frames else self._look(known)
+        faces = seen.faces
+        if beyond := len(video) - len(known):
+            faces = np.concatenate([faces, self._faces(video[-beyond:])])
         if silent:
             spoken, curve = self._silence(video, seen.curves), []
         else:
             heard = truth.mel if mel is None else mel[: len(video)]
-            sync = self._sync(video, heard)
+            sync = self._sync(video[: len(heard)], heard)
             spoken = {
                 "sync_c": sync.confidence,
                 "sync_d": sync.distance,
@@ -141,16 +147,16 @@ class Scorer:
             }
             curve = sync.curve.tolist()
         values = {
-            **self._identity(seen.faces),
+            **self._identity(faces),
             **self._named(video),
             **spoken,
-            **self._pixels(video, truth),
+            **self._pixels(known, truth),
             **self._manner(seen),
-            **self._drift(video, seen.faces),
+            **self._drift(video, faces),
             "seam": metrics_drift.seam(video, joins, truth.fps),
         }
         scores = {key: _finite(value) for key, value in values.items()}
-        return Scored(scores, curve, self._features(video))
+        return Scored(scores, curve, self._features(known))
 
     def _identity(self, faces: ndarray) -> Scores:
         found = metrics_identity.likeness(faces, self.known, self.real.faces)
@@ -272,10 +278,13 @@ class Scorer:
     def _look(self, video: ndarray) -> Look:
         boxes = self._boxes(video)
         return Look(
-            self.judges.embed_faces(self.judges.crop_face(video, boxes)),
+            self._faces(video),
             self._curves(video, self.box),
             metrics_scene.motion(video, boxes, self.truth.fps),
         )
+
+    def _faces(self, video: ndarray) -> ndarray:
+        return self.judges.embed_faces(self.judges.crop_face(video, self._boxes(video)))
 
     def _part(self, truth: Truth) -> Real:
         """What is asked of the first frames, once for all videos as long."""

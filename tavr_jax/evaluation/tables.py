@@ -127,6 +127,8 @@ def _scores(results: Results, metrics: Sequence[Metric]) -> Table:
         "single person. Arrows: which way is better; what is best at 0 is averaged by "
         "its size."
     )
+    if seeds := {len(draws["psnr"][0]) for draws in results.get("draws", {}).values()}:
+        note = f"{note} Of a checkpoint's pair the mean over {max(seeds)} seeds."
     rows = []
     for slug, row in results["rows"].items():
         cells = [_estimate(m, results["summary"][slug][m.key], "") for m in metrics]
