@@ -17,7 +17,12 @@ _positionals: list[str] = []
 
 
 def config_flag(default: str | None = None):
-    """`--config FILE.py:size`, with any field as `--config.section.field=value`."""
+    """`--config FILE.py:size`, with any field as `--config.section.field=value`.
+
+    The default is ours wherever the command is called from.
+    """
+    if default is not None:
+        default = str(Path(__file__).parents[1] / default)
     try:
         return config_flags.DEFINE_config_file("config", default, lock_config=True)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -45,7 +45,7 @@ run launch.render_people --output "$out/stranger" --people 1 --scenes 2 \
   --first_person 1000
 
 step "generate: that person, told by one scene, talking in the other" 40
-talk mini tavr_jax/assets/mini/policy.safetensors "$out/talking.mp4"
+talk mini tavr_jax/assets/mini "$out/talking.mp4"
 echo "video:   $out/talking.mp4"
 
 step "draw procedural talking people, each in two scenes" 35

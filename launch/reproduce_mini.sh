@@ -12,21 +12,18 @@ cd "$(dirname "$0")/.."
 lipsync_steps=500 lipsync_seconds=700
 short_steps=2400 short_seconds=1400
 same_scene_steps=600 same_scene_seconds=500
-cross_short_steps=2400 cross_short_seconds=1400
-cross_scene_steps=2000 cross_scene_seconds=1600
+cross_scene_steps=2200 cross_scene_seconds=1350
 policy_steps=60 policy_seconds=600
-chunks=( # of 9 frames, before those of 33: they teach faster
+short=( # chunks of 9 frames, before those of 33: they teach faster
   --config.model.num_video_latents=3 --config.model.num_videoref_latents=3
   --config.model.reference_bucket=80 --config.data.batch_size=8
+  --config.optimizer.learning_rate=2e-3 --config.optimizer.warmup_steps=100
   --config.optimizer.ema_decay=0.99
 )
-short=("${chunks[@]}" --config.optimizer.learning_rate=2e-3
-  --config.optimizer.warmup_steps=100)
-cross_short=("${chunks[@]}" --config.optimizer.learning_rate=1.5e-3
-  --config.optimizer.warmup_steps=50)
 same_scene=(--config.optimizer.learning_rate=1e-3 --config.optimizer.warmup_steps=20
   --config.optimizer.schedule=cosine)
-cross_scene=("${same_scene[@]}" --config.optimizer.ema_decay=0.99)
+cross_scene=(--config.optimizer.learning_rate=1.5e-3 --config.optimizer.warmup_steps=50
+  --config.optimizer.schedule=cosine --config.optimizer.ema_decay=0.99)
 
 asked=work
 if [ "${1:-}" = "--dry-run" ]; then
@@ -157,14 +154,9 @@ stages() {
     "--config.train.steps=$same_scene_steps"
   ship same_scene stages.txt
 
-  step "stage 2, cross-scene: short chunks" "$cross_short_seconds"
-  train cross_short dataset --config configs/cross_scene.py:mini "${networks[@]}" \
-    "${cross_short[@]}" "--config.init_from=$out/same_scene" \
-    "--config.train.steps=$cross_short_steps"
-
-  step "stage 2, whole chunks" "$cross_scene_seconds"
+  step "stage 2, cross-scene" "$cross_scene_seconds"
   train cross_scene dataset --config configs/cross_scene.py:mini "${networks[@]}" \
-    "${cross_scene[@]}" "--config.init_from=$out/cross_short" \
+    "${cross_scene[@]}" "--config.init_from=$out/same_scene" \
     "--config.train.steps=$cross_scene_steps"
   ship cross_scene stages.txt
 

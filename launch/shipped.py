@@ -1,6 +1,6 @@
 """The trained stages that this package carries: their names, and what a file holds.
 
-    mini               the last stage, policy
+    mini               the last stage of those that are there
     mini:same_scene    mini:cross_scene    mini:policy
 
 `mini` always means these; a folder of that name is ./mini. A file of launch.ship is
@@ -54,7 +54,7 @@ def is_named(source: str) -> bool:
 
 def find(source: str, flag: str) -> Path:
     """The file of `mini` or `mini:STAGE`. InputError: no such stage, or not there."""
-    stage = source.removeprefix(MINI).removeprefix(":") or STAGES[-1]
+    stage = source.removeprefix(MINI).removeprefix(":") or _last()
     if stage not in STAGES:
         names = " | ".join([MINI, *(f"{MINI}:{name}" for name in STAGES)])
         raise InputError(f"{flag} {source}: no such stage; expected {names}")
@@ -65,6 +65,11 @@ def find(source: str, flag: str) -> Path:
             "yours, or make it: bash launch/reproduce_mini.sh"
         )
     return path
+
+
+def _last() -> str:
+    carried = {path.stem for path in folder().glob("*.safetensors")}
+    return next((s for s in reversed(STAGES) if s in carried), STAGES[-1])
 
 
 def told(path: Place) -> str:
