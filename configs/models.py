@@ -103,6 +103,7 @@ def _tiny(c: ConfigDict) -> None:
     c.lipsync.max_shift = 3
     c.data.batch_size = 8
     c.data.reference_latents = (0, 0)
+    c.flow.shift = c.sampler.shift = c.policy.shift = 5.0
     c.sampler.steps, c.policy.steps, c.policy.group_size = 2, 3, 2
     c.policy.reward_latents = 2
     c.train.steps, c.train.log_every = 2, 1
