@@ -6,8 +6,9 @@
 Reference, still, speech and target all come from the same clip, in windows that do not
 overlap where the clip is long enough.
 
-:mini, 2 CPU cores beside other work: 300 steps in 4 min, loss 1.81 -> 0.91 (measured;
-means of the first and last tenth). Too few: its videos are patches of colour.
+:mini, 2 CPU cores beside other work: 300 steps in 7 min, loss 0.96 -> 0.46 (measured;
+means of the first and last tenth). Too few for a face; launch/reproduce_mini.sh is the
+way to one: 3000 steps, most of them of 9-frame chunks.
 :tavr_14b, 64 chips of TPU v5p (parameters, averages and moments: 302 GB): 37 s a step,
 4.3 days (estimate: FLOPs at 40 % of the peak). --config.init_from=HeyGenAI/TAVR or
 Wan-AI/Wan2.1-T2V-14B; loss unknown.
