@@ -132,6 +132,7 @@ def load_model(oracle: Oracle, file: str, dtype: str = "float32") -> Transformer
         "reference_bucket": 0,
         "reference_attention": "global",
         "reference_window": 0,
+        "latents_deviation": (),
         "attention": "auto",
         "dtype": dtype,
         "remat": "none",

@@ -43,6 +43,7 @@ _OURS = {
     "reference_bucket": 0,
     "reference_attention": "global",
     "reference_window": 0,
+    "latents_deviation": (),
     "attention": "auto",
     "dtype": "float32",
     "remat": "none",
