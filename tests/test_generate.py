@@ -1,5 +1,6 @@
 """From user files to a video: laws of the sampler's use, and every bad input."""
 
+import os
 import subprocess
 import sys
 from itertools import islice
@@ -431,3 +432,12 @@ def test_the_command_answers_bad_flags_in_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
     assert "stepz" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_config_is_found_from_any_folder(tmp_path):
+    place = {"PYTHONPATH": str(Path(generate.__file__).parents[2])}
+    command = [sys.executable, "-m", "launch.generate"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | place, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "--reference is missing" in done.stderr
