@@ -8,8 +8,9 @@ does: `synthetic_speech.py`; drawing: `synthetic_head.py`, `synthetic_motion.py`
 """
 
 import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,9 +95,7 @@ def write_people(
     workers = min(len(missing), len(os.sched_getaffinity(0)))
     bar = {"desc": "render", "total": len(missing), "unit": "clip", "mininterval": 2}
     if workers > 1:
-        with ProcessPoolExecutor(
-            workers, get_context("spawn"), cv2.setNumThreads, (1,)
-        ) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
             list(tqdm(pool.map(_write, missing), **bar))
     elif missing:
         list(tqdm(map(_write, missing), **bar))
@@ -124,6 +123,17 @@ class _Job(NamedTuple):
     def truth(self) -> Path:
         inside = self.video.relative_to(self.folder).with_suffix(".npz")
         return self.folder / "truth" / inside
+
+
+def _start_worker() -> None:
+    """One thread to draw with; a worker does not outlive who asked for it."""
+    cv2.setNumThreads(1)
+
+    def follow() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _is_done(job: _Job) -> bool:

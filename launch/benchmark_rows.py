@@ -22,6 +22,7 @@ from data_pipelines import benchmark_media, media
 from data_pipelines.benchmark_file import Sample
 from launch import samples
 from launch.held_out import Material, Video, Way
+from launch.provenance import nobodys
 from tavr_jax.errors import InputError
 
 FPS = benchmark_media.FPS
@@ -76,8 +77,8 @@ def theirs(name: str, folder: Path, listed: Sequence[Sample]) -> Way:
         return {"file": path and file_hash(path)}
 
     slug = re.sub(r"\W+", "_", f"results_{name}")
-    tags = {"folder": str(folder), "row": name}
-    made_with = {"folder": str(folder)}
+    made_with = {"folder": nobodys(str(folder))}
+    tags = made_with | {"row": name}
     return Way(name, slug, make, made_with, tags, "theirs", of, family=name)
 
 

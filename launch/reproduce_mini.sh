@@ -10,20 +10,24 @@ cd "$(dirname "$0")/.."
 
 # Lip-sync and the stages: steps, about how many seconds on two CPU cores, other flags.
 lipsync_steps=500 lipsync_seconds=700
-short_steps=2400 short_seconds=1400
-same_scene_steps=600 same_scene_seconds=500
-cross_scene_steps=2200 cross_scene_seconds=1350
+short_steps=2400 short_seconds=1300
+same_scene_steps=600 same_scene_seconds=400
+cross_short_steps=2000 cross_short_seconds=1000
+cross_scene_steps=600 cross_scene_seconds=400
 policy_steps=60 policy_seconds=600
-short=( # chunks of 9 frames, before those of 33: they teach faster
+short_chunks=( # 9 frames, before those of 33: they teach faster
   --config.model.num_video_latents=3 --config.model.num_videoref_latents=3
   --config.model.reference_bucket=80 --config.data.batch_size=8
-  --config.optimizer.learning_rate=2e-3 --config.optimizer.warmup_steps=100
   --config.optimizer.ema_decay=0.99
 )
-same_scene=(--config.optimizer.learning_rate=1e-3 --config.optimizer.warmup_steps=20
-  --config.optimizer.schedule=cosine)
-cross_scene=(--config.optimizer.learning_rate=1.5e-3 --config.optimizer.warmup_steps=50
-  --config.optimizer.schedule=cosine --config.optimizer.ema_decay=0.99)
+short=("${short_chunks[@]}" --config.optimizer.learning_rate=2e-3
+  --config.optimizer.warmup_steps=100)
+cross_short=("${short_chunks[@]}" --config.optimizer.learning_rate=1.5e-3
+  --config.optimizer.warmup_steps=50)
+whole=( # chunks of 33 frames, the rate falling
+  --config.optimizer.learning_rate=1e-3 --config.optimizer.warmup_steps=20
+  --config.optimizer.schedule=cosine
+)
 
 asked=work
 if [ "${1:-}" = "--dry-run" ]; then
@@ -150,20 +154,32 @@ stages() {
 
   step "stage 1, whole chunks" "$same_scene_seconds"
   train same_scene dataset --config configs/same_scene.py:mini "${networks[@]}" \
-    "${same_scene[@]}" "--config.init_from=$out/short" \
+    "${whole[@]}" "--config.init_from=$out/short" \
     "--config.train.steps=$same_scene_steps"
   ship same_scene stages.txt
 
-  step "stage 2, cross-scene" "$cross_scene_seconds"
-  train cross_scene dataset --config configs/cross_scene.py:mini "${networks[@]}" \
-    "${cross_scene[@]}" "--config.init_from=$out/same_scene" \
+  step "draw more people for stages 2 and 3, and encode them all" 900
+  made more.txt launch.render_people --output "$out/people" --people 360 --scenes 2 \
+    --seconds 2.8 --first_person 20
+  made more.txt launch.prepare_data --source "$out/people" --output "$out/more" \
+    --config configs/same_scene.py:mini --config.prepare.held_out=0.04 \
+    "${encoders[@]}"
+
+  step "stage 2, cross-scene: short chunks" "$cross_short_seconds"
+  train cross_short more --config configs/cross_scene.py:mini "${networks[@]}" \
+    "${cross_short[@]}" "--config.init_from=$out/same_scene" \
+    "--config.train.steps=$cross_short_steps"
+
+  step "stage 2, whole chunks" "$cross_scene_seconds"
+  train cross_scene more --config configs/cross_scene.py:mini "${networks[@]}" \
+    "${whole[@]}" "--config.init_from=$out/cross_short" \
     "--config.train.steps=$cross_scene_steps"
-  ship cross_scene stages.txt
+  ship cross_scene more.txt
 
   step "stage 3, policy gradient" "$policy_seconds"
-  train policy dataset --config configs/policy.py:mini "${networks[@]}" \
+  train policy more --config configs/policy.py:mini "${networks[@]}" \
     "--config.init_from=$out/cross_scene" "--config.train.steps=$policy_steps"
-  ship policy stages.txt
+  ship policy more.txt
 }
 
 everything() {

@@ -1,7 +1,9 @@
 """Procedural people: the same from a seed, unlike each other, and lips that speak."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -175,6 +177,22 @@ def test_what_is_there_is_kept_and_another_recipe_is_refused(tmp_path):
             synthetic.write_people(tmp_path, 1, 1, seconds, size, seed, 0)
     with pytest.raises(InputError, match="cannot be written"):
         synthetic.write_people(path, 1, 1, 0.6, 64, 0, 0)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_do_not_outlive_a_killed_run(tmp_path):
+    command = [sys.executable, "-m", "launch.render_people", f"--output={tmp_path}"]
+    run = subprocess.Popen([*command, "--people=500"], cwd=ROOT)
+    while run.poll() is None and not list(tmp_path.glob("person_*/*.mp4")):
+        time.sleep(0.2)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert len(children) > 1 or len(os.sched_getaffinity(0)) == 1
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 60
+    while any(Path("/proc", child).exists() for child in children):
+        assert time.monotonic() < deadline, "they still draw"
+        time.sleep(0.2)
 
 
 def test_a_bad_flag_is_one_line(tmp_path):
