@@ -14,7 +14,7 @@ short_steps=2400 short_seconds=1300
 same_scene_steps=600 same_scene_seconds=400
 cross_short_steps=2000 cross_short_seconds=1000
 cross_scene_steps=600 cross_scene_seconds=400
-policy_steps=60 policy_seconds=600
+policy_steps=180 policy_seconds=650
 short_chunks=( # 9 frames, before those of 33: they teach faster
   --config.model.num_video_latents=3 --config.model.num_videoref_latents=3
   --config.model.reference_bucket=80 --config.data.batch_size=8
@@ -28,6 +28,7 @@ whole=( # chunks of 33 frames, the rate falling
   --config.optimizer.learning_rate=1e-3 --config.optimizer.warmup_steps=20
   --config.optimizer.schedule=cosine
 )
+policy=(--config.data.batch_size=2 --config.optimizer.learning_rate=3e-3)
 
 asked=work
 if [ "${1:-}" = "--dry-run" ]; then
@@ -177,8 +178,9 @@ stages() {
   ship cross_scene more.txt
 
   step "stage 3, policy gradient" "$policy_seconds"
-  train policy more --config configs/policy.py:mini "${networks[@]}" \
-    "--config.init_from=$out/cross_scene" "--config.train.steps=$policy_steps"
+  train policy more --config configs/policy_nft.py:mini "${networks[@]}" \
+    "${policy[@]}" "--config.init_from=$out/cross_scene" \
+    "--config.train.steps=$policy_steps"
   ship policy more.txt
 }
 

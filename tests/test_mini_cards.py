@@ -46,14 +46,15 @@ def test_a_card_is_of_its_file_and_says_all_that_made_it(file):
     tensors = open_tensors(file)
     assert {tensors.dtype(name) for name in tensors} == {np.dtype(np.float16)}
     stage = ship_weights.NAMES[file.stem]
-    assert f"--config configs/{stage}.py:mini" in text
+    assert re.search(rf"--config configs/{stage}\w*\.py:mini", text)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_shipped_stage_loads_by_name_with_networks_of_the_package(stage):
     path = checkpoints.find(f"mini:{stage}")
     config = checkpoints.config_of(path, None, {})
-    assert (config.stage, config.name) == (stage, f"{stage}:mini")
+    assert config.stage == stage
+    assert re.fullmatch(rf"{stage}\w*:mini", config.name)  # policy_nft is a policy too
     named = [config.networks[n] for n in ("codec", "text", "speech", "face", "lipsync")]
     assert {*named, config.evaluation.face} == {"mini"}
     weights = checkpoints.load(path, config).weights
