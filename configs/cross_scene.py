@@ -9,8 +9,7 @@ stage 1; what it learns, not to copy the scene, is seen in the samples.
 
 :mini, 2 CPU cores beside other work: 300 steps in 5.3 min, loss 0.61 -> 0.42 (measured;
 means of the first and last tenth). The shipped model had 2600, after 3000 of stage 1;
-from 1600 of them on, loss on 345 people fell and that on others did not: more people,
-not more steps, is what it wants.
+its held-out loss stayed at 0.40 from step 1200 to 2000 at a constant rate.
 :tavr_14b and :tavr_1p3b: hardware and time of stage 1 (estimate), loss unknown.
 """
 

@@ -12,7 +12,8 @@ steps, and over seeds.
 
 :mini, 2 CPU cores: 3.4 s a step of 2 x 4 rollouts; 100 of them after the shipped stage
 2 moved nothing (rewarded identity of held-out people 0.735 at step 25, 0.734 at step
-100, KL 2e-6; measured, one seed). The shipped stage 3 learned by policy_nft.py.
+100, KL 2e-6; measured, one seed, not tuned). The shipped stage 3 learned by
+policy_nft.py, at three times this rate.
 :tavr_14b, 64 chips of TPU v5p: 260 s a step, 3 days; :tavr_1p3b there: 44 s a step,
 12 hours (estimate: FLOPs at 40 % of the peak, without decoder and rewards); reward
 unknown.

@@ -14,7 +14,7 @@ short_steps=2400 short_seconds=1300
 same_scene_steps=600 same_scene_seconds=400
 cross_short_steps=2000 cross_short_seconds=1000
 cross_scene_steps=600 cross_scene_seconds=400
-policy_steps=80 policy_seconds=300
+policy_steps=80 policy_seconds=350
 short_chunks=( # 9 frames, before those of 33: they teach faster
   --config.model.num_video_latents=3 --config.model.num_videoref_latents=3
   --config.model.reference_bucket=80 --config.data.batch_size=8
