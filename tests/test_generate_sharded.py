@@ -132,9 +132,9 @@ def test_a_video_reads_its_reference_once_and_a_finished_one_never(tmp_path):
     sample, weights = made((1, 1, 1, 1))
     calls = []
 
-    def prefill(*arguments):
-        calls.append(1)
-        return sample.prefill(*arguments)
+    def prefill(weights, told):
+        calls.append(jax.tree.map(jnp.shape, told))
+        return sample.prefill(weights, told)
 
     counting, request = sample._replace(prefill=prefill), _request(CONFIG)
     kept = unfinished.Unfinished(tmp_path / "kept", {})
@@ -144,6 +144,9 @@ def test_a_video_reads_its_reference_once_and_a_finished_one_never(tmp_path):
     again = [np.asarray(piece) for piece in generate.pieces(*asked)]
     assert len(calls) == 1
     jax.tree.map(np.testing.assert_array_equal, again, first)
+    for _ in generate.pieces(*asked[:2], _request(CONFIG, frames=25), *asked[3:5]):
+        pass
+    assert calls[0] == calls[1]  # no program of its own for speech of another length
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 4, 1), slow((4, 1, 2, 1))])
