@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.sources import Source
@@ -185,6 +185,9 @@ def reward_of(config: ConfigDict, networks: build.Judges) -> policy.Reward:
     graphs, weights = zip(*(nnx.split(m, nnx.Param) for m in modules), strict=True)
 
     def scores(weights: PyTree, latents: jax.Array, batch: Batch, key: jax.Array):
+        # whole where they are used: else XLA spreads the channels that they were split
+        # along, and every device works on the frames of all members
+        weights = jax.tree.map(lambda x: sharding.pin(x, PartitionSpec()), weights)
         nets = [nnx.merge(*pair) for pair in zip(graphs, weights, strict=True)]
         codec, sync, face, *judge = nets
         judges = rewards.Judges(

@@ -1,6 +1,8 @@
 """Many devices compute what one computes, on every layout the configs may ask for."""
 
 import dataclasses
+import math
+import re
 from functools import partial
 
 import jax
@@ -16,7 +18,7 @@ from test_training import ADAM, NO_DROPS, make_batch, wide_network, wide_params
 from configs import policy as policy_stage
 from configs import same_scene
 from data_pipelines import loader
-from launch import pod_fit, stages
+from launch import plan_program, pod_fit, stages
 from launch.pod_topology import parse
 from launch.start import begin
 from tavr_jax.errors import InputError
@@ -143,6 +145,33 @@ def test_groups_over_four_devices_learn_as_on_one(tmp_path):
     assert one[0]["loss"] != one[1]["loss"] and one[0]["grad_norm"] > 0
     for ours, theirs in zip(many, one, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.usefixtures("compiled_faster")
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 1, 1), pytest.param((1, 2, 4, 1), marks=pytest.mark.slow)]
+)
+def test_a_device_scores_its_members_alone(shape):
+    """No device holds the decoded frames of all; over columns too: pytest -m slow."""
+    config = policy_stage.get_config("tiny")
+    config.data.batch_size, config.policy.group_size = 2, 4
+    mesh = make_mesh(MeshConfig(*shape), jax.devices())
+    reward = sharding.abstract(mesh, stages.abstract_reward(config))
+    batch = plan_program.batch(config, 2, sharding.batch(mesh, 2, 4))
+    made = jax.ShapeDtypeStruct(
+        (8, *batch.latents.shape[1:]), jnp.float32, sharding=sharding.batch(mesh, 8)
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda *told: told[0](*told[1:]))
+        text = program.lower(reward, made, batch, key).compile().as_text()
+    frames = 4 * config.policy.reward_latents - 3
+    everything = 8 * frames * math.prod(8 * n for n in made.shape[2:4]) * 3
+    held = [
+        math.prod(map(int, dims.split(",")))
+        for dims in re.findall(r"= \w+\[([\d,]+)\]", text)
+    ]
+    assert max(held) < everything, (max(held), everything)
 
 
 def test_parameters_are_split_once_along_their_largest_axis():

@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tavr_jax.parallel.sharding import constrain
 from tavr_jax.rl.crop import crop
 from tavr_jax.types import Batch
 
@@ -71,9 +72,14 @@ def rewards(
     """
     group = latents.shape[0] // batch.clip.shape[0]
     first = jax.random.randint(key, (), 0, latents.shape[1] - length + 1)
+    # what follows works on whole frames: without a word XLA spreads channels instead,
+    # and every device holds the frames of all members
     frames, real = (
-        judges.decode(jax.lax.dynamic_slice_in_dim(x, first, length, axis=1))
-        for x in (latents, batch.latents)
+        constrain(judges.decode(constrain(window, "B")), "B")
+        for window in (
+            jax.lax.dynamic_slice_in_dim(x, first, length, axis=1)
+            for x in (latents, batch.latents)
+        )
     )
 
     def under(rows: Array) -> Array:
@@ -82,7 +88,7 @@ def rewards(
         return jax.lax.dynamic_slice_in_dim(rows, start, frames.shape[1], axis=1)
 
     def for_members(rows: Array) -> Array:
-        return jnp.repeat(rows, group, axis=0)
+        return constrain(jnp.repeat(rows, group, axis=0), "B")
 
     target_boxes = under(batch.face_box)
     boxes = for_members(target_boxes)
