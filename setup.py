@@ -53,6 +53,8 @@ setup(
     extras_require={
         "beam": ["apache-beam>=2.77"],  # prepare_data on Dataflow, Flink, Spark
         "detectors": ["onnxruntime"],  # detectors given by path
+        "cuda": ["jax[cuda12]"],  # JAX for NVIDIA GPUs
+        "tpu": ["jax[tpu]"],  # JAX for TPUs
         "gcs": ["gcsfs"],  # workdirs and datasets on gs://
         "plan": ["libtpu==0.0.42.*"],  # XLA's compiler for TPUs, for launch.plan
         "notebooks": ["matplotlib", "ipython"],

@@ -338,6 +338,7 @@ def policy() -> ConfigDict:
     c.lipsync_weight = 0.2  # of the lip-sync reward
     c.sharpness_weight = 0.0  # of the detail of the face
     c.motion_weight = 0.1  # of how much the face moves
+    c.light_weight = 0.0  # of light, colour and contrast of the whole frame
     # guard against reward hacking
     c.guard_window = 20  # steps over which it averages
     # Stop when motion or lip-sync fell by this share while identity rose; 0 = never.

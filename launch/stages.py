@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from data_pipelines.sources import Source
+from data_pipelines.sources import Source, paths
 from launch import build
 from launch.provenance import nobodys
 from launch.start import Start
@@ -106,7 +106,8 @@ def policy_step(run: Run, rates: OptimizerConfig) -> Step:
     scores = abstract_reward(config) if run.is_abstract else reward(config)
     if recipe.kl_weight:
         reference = run.start.reference(run.workdir, run.resuming)
-    return policy.make_step(run.start.network(), scores, reference, recipe, rates)
+    flow, network = FlowConfig(**config.flow), run.start.network()
+    return policy.make_step(network, scores, reference, recipe, flow, rates)
 
 
 def codec_step(run: Run, rates: OptimizerConfig) -> Step:
@@ -152,6 +153,7 @@ def reward(config: ConfigDict) -> policy.Reward:
     evaluation.face looks on, where it is another network than networks.face.
     """
     check_window(config)
+    check_judges(config)
     networks = build.judges(config)
     check_codec(config, networks.codec)
     return reward_of(config, networks)
@@ -177,6 +179,25 @@ def check_window(config: ConfigDict) -> None:
             f"policy.reward_latents: {length} latents are {frames} frames, but the "
             f"lip-sync network reads {config.lipsync.frames}; give more latents"
         )
+
+
+def check_judges(config: ConfigDict) -> None:
+    """InputError where footage would be rewarded by who has seen drawn people only."""
+    named = config.networks
+    drawn = ("mini", "random")
+    if named.codec in drawn:
+        return
+    for name in ("face", "lipsync"):
+        if named[name] == "mini" and config.policy[f"{_REWARDED[name]}_weight"]:
+            raise InputError(
+                f"networks.{name}: mini has seen drawn people only, and networks.codec "
+                f"is {named.codec}; train one on your dataset (--config "
+                f"configs/{name}.py) and give its file, or set "
+                f"--config.policy.{_REWARDED[name]}_weight=0"
+            )
+
+
+_REWARDED = {"face": "identity", "lipsync": "lipsync"}  # network: its reward
 
 
 def reward_of(config: ConfigDict, networks: build.Judges) -> policy.Reward:
@@ -205,18 +226,19 @@ def reward_of(config: ConfigDict, networks: build.Judges) -> policy.Reward:
 
 
 def check_codec(config: ConfigDict, codec: Codec) -> None:
-    """InputError unless this codec made the latents of the dataset."""
-    source = Source(config, config.data.split)
-    if not source.is_encoded:
-        return  # they are made with it
-    made = source.encoded(0)["codec"]
-    made = made.decode() if isinstance(made, bytes) else str(made)
-    if made != fingerprint(codec):
-        raise InputError(
-            f"networks.codec: {config.networks.codec} ({fingerprint(codec)}) did not "
-            f"make the latents of {config.data.path} ({made}); give the codec that the "
-            "dataset was prepared with"
-        )
+    """InputError unless this codec made the latents of every dataset."""
+    for path in paths(config):
+        source = Source(config, config.data.split, path)
+        if not source.is_encoded:
+            continue  # they are made with it
+        made = source.encoded(0)["codec"]
+        made = made.decode() if isinstance(made, bytes) else str(made)
+        if made != fingerprint(codec):
+            raise InputError(
+                f"networks.codec: {config.networks.codec} ({fingerprint(codec)}) did "
+                f"not make the latents of {path} ({made}); give the codec that the "
+                "dataset was prepared with"
+            )
 
 
 def export(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from test_rl import policy
-from test_training import ADAM
+from test_training import ADAM, NO_DROPS
 
 from configs import same_scene
 from launch import build
@@ -186,7 +186,7 @@ def test_policy_calls_are_those_of_the_step(algorithm, guided, kl):
 
     def reward(latents, batch, key):
         mean = latents.mean((1, 2, 3, 4))
-        return dict.fromkeys(("identity", "lipsync", "sharpness", "motion"), mean)
+        return {name: mean for name in config.weights}
 
     params = {
         "prefill": jax.ShapeDtypeStruct((width, 1), jnp.float32),
@@ -197,7 +197,7 @@ def test_policy_calls_are_those_of_the_step(algorithm, guided, kl):
     )
 
     def step(reference, state, batch):
-        made = make_step(network, reward, reference, config, ADAM)
+        made = make_step(network, reward, reference, config, NO_DROPS, ADAM)
         return made(state, batch, jax.random.key(0))
 
     calls = flops.policy_calls(config)

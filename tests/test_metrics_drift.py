@@ -125,6 +125,14 @@ def test_a_join_shows_where_the_scene_jumps(texture):
     assert metrics_drift.seam(video, most, FPS) > 3
 
 
+def test_steps_that_every_latent_makes_are_no_seam(texture):
+    walk = texture[None] + 9.0 * ((np.arange(60) + 3) // 4 % 2)[:, None, None, None]
+    video = np.clip(walk, 0, 255).astype(np.uint8)
+    assert metrics_drift.seam(video, [21, 41], FPS) < 1.5
+    video[41:] = np.clip(video[41:].astype(int) + 60, 0, 255)
+    assert metrics_drift.seam(video, [21, 41], FPS) > 3
+
+
 def test_background_sees_the_scene_and_not_the_person(still):
     persons = BOX[None]
     person, scene = still.copy(), still.copy()

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_rl import policy
-from test_training import ADAM, global_batch, toy_network, toy_params
+from test_training import (
+    ADAM,
+    NO_DROPS,
+    global_batch,
+    make_batch,
+    toy_network,
+    toy_params,
+)
 
 from tavr_jax.diffusion.guidance import Network
 from tavr_jax.errors import InputError
@@ -45,7 +52,7 @@ BRIGHT = jax.tree_util.Partial(bright, jnp.ones(()), jnp.zeros(()))
 
 @functools.cache  # compiling takes longer than learning
 def compiled(config, adam):
-    step = make_step(toy_network, BRIGHT, toy_params(), config, adam)
+    step = make_step(toy_network, BRIGHT, toy_params(), config, NO_DROPS, adam)
     return step, jax.jit(lambda step, *args: step(*args))
 
 
@@ -107,6 +114,28 @@ def test_nft_rolls_out_under_the_average_and_grpo_under_the_weights(which):
             for state in (same, same._replace(ema=dark))
         ]
         assert gaps[0] < 1e-2 < gaps[1]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_members_continue_what_is_noised_as_in_the_stages_before(noise):
+    batch = make_batch(2, continues=True)
+    clean = jnp.asarray(batch.conditions.motion)
+
+    def seen(latents, batch, key):
+        told = batch.conditions.motion
+        same = jnp.repeat(told, LEARNS.group_size, axis=0)
+        given = latents[:, : told.shape[1]]
+        noised = jnp.full(len(latents), jnp.abs(told - clean).mean())
+        return {"identity": noised, "lipsync": jnp.abs(given - same).mean((1, 2, 3, 4))}
+
+    flow = dataclasses.replace(NO_DROPS, motion_noise=noise)
+    reward = jax.tree_util.Partial(seen)
+    step = make_step(toy_network, reward, toy_params(), LEARNS, flow, SLOW)
+    state = optimizer.create_state(toy_params(), SLOW)
+    batch = jax.tree.map(jnp.asarray, batch)
+    _, metrics = jax.jit(step)(state, batch, jax.random.key(0))
+    assert (metrics["reward_identity"] > 0.01) == bool(noise)
+    assert metrics["reward_lipsync"] == 0
 
 
 def test_everything_promised_is_reported(learned):
@@ -199,7 +228,7 @@ def test_parts_bound_what_the_network_sees_at_once():
         seen.clear()
         adam = dataclasses.replace(SLOW, accumulate=parts)
         config = dataclasses.replace(LEARNS, kl_weight=0.0)
-        step = make_step(network, BRIGHT, None, config, adam)
+        step = make_step(network, BRIGHT, None, config, NO_DROPS, adam)
         state = optimizer.create_state(toy_params(), adam)
         jax.eval_shape(step, state, global_batch(2), jax.random.key(0))
         return set(seen)
@@ -216,6 +245,7 @@ def test_parts_that_do_not_divide_are_refused():
         BRIGHT,
         toy_params(),
         LEARNS,
+        NO_DROPS,
         dataclasses.replace(SLOW, accumulate=3),
     )
     state = optimizer.create_state(toy_params(), SLOW)
@@ -230,11 +260,11 @@ def test_frozen_weights_of_the_network_are_leaves_of_the_step():
         return toy_network({**params, "bias": params["bias"] + frozen})
 
     network = jax.tree_util.Partial(shifted, frozen)
-    step = make_step(network, BRIGHT, toy_params(), LEARNS, SLOW)
+    step = make_step(network, BRIGHT, toy_params(), LEARNS, NO_DROPS, SLOW)
     assert any(leaf is frozen for leaf in jax.tree.leaves(step))
 
 
 def test_a_gradient_without_noise_is_refused():
     config = dataclasses.replace(LEARNS, eta=0.0)
     with pytest.raises(InputError, match=r"policy\.eta: 0\.0"):
-        make_step(toy_network, BRIGHT, None, config, SLOW)
+        make_step(toy_network, BRIGHT, None, config, NO_DROPS, SLOW)

@@ -207,7 +207,11 @@ def test_a_policy_is_sampled_and_judged_by_another_network(config_of, tmp_path, 
         found.append(evaluate(params, 1))
         assert evaluate(params, 2) == found[-1]
     one, two = found
-    assert {"identity", "lipsync", "sharpness", "motion"} <= one.keys() == two.keys()
+    assert (
+        {"identity", "lipsync", "sharpness", "motion", "light"}
+        <= one.keys()
+        == two.keys()
+    )
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, atol=1e-3, err_msg=name)
     said = capsys.readouterr().out

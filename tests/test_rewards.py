@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from test_training import global_batch
 
 from data_pipelines.people import crop_faces
@@ -158,6 +159,18 @@ def test_a_flat_picture_has_no_detail():
     assert flat["sharpness"] < 0.1 and flat["motion"] < 0.15
 
 
+def test_light_is_most_at_that_of_the_real_video_where_the_rest_is_blind():
+    real = moving()
+    changes = [real, real + 0.1, real - 0.1, 1.3 * real, 0.7 * real, real + 0.3]
+    scores = film(np.concatenate(changes))
+    light = scores["light"]
+    assert light[0] == pytest.approx(1.0, abs=1e-5)
+    assert (light[1:] < 0.9).all() and light[5] < min(light[1:3])
+    # a constant has no detail and no motion: neither sees light that is added
+    for name in ("sharpness", "motion"):
+        np.testing.assert_allclose(scores[name][[1, 2, 5]], 1.0, rtol=1e-3)
+
+
 def test_the_judged_identity_is_that_of_the_other_network():
     real = moving()
     both = film(np.concatenate([real, 0.5 * real]))
@@ -166,6 +179,7 @@ def test_the_judged_identity_is_that_of_the_other_network():
         "lipsync",
         "sharpness",
         "motion",
+        "light",
         "judged_identity",
     }
     # the toy networks are linear: one sees the mean of a crop, the other a corner

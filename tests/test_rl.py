@@ -36,6 +36,7 @@ POLICY = dataclasses.replace(
     reward_latents=2,
     lipsync_weight=0.5,
     motion_weight=0.0,
+    light_weight=0.0,
 )
 
 
@@ -392,7 +393,7 @@ def test_impossible_policies_are_refused_by_name(field, value):
 
 
 def test_a_policy_without_any_reward_is_refused():
-    with pytest.raises(InputError, match="motion_weight are all 0"):
+    with pytest.raises(InputError, match="light_weight are all 0"):
         policy(identity_weight=0.0, lipsync_weight=0.0)
 
 

@@ -35,7 +35,7 @@ def toys():
     yield supervised.make_step(supervised.flow_draw(NO_DROPS), loss, ADAM)
     config = dataclasses.replace(LEARNS, group_size=4, steps=3)
     # the reference policy travels as an argument, split like the parameters
-    yield policy.make_step(wide_network, BRIGHT, wide_params(), config, ADAM)
+    yield policy.make_step(wide_network, BRIGHT, wide_params(), config, NO_DROPS, ADAM)
 
 
 def after_two_steps(step, shape, rows, group):

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny_dataset
 from flax import nnx
 
-from configs import face, same_scene
+from configs import face, policy, same_scene
 from launch import build, checkpoints, origin, parity_wan, stages
 from launch.parity import compare
 from launch.parity_oracle import FORWARD, Oracle
@@ -373,3 +374,28 @@ def test_what_a_finished_network_leaves_is_what_it_learned(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'face.safetensors'}: ")
     config.networks.face = str(tmp_path / "face.safetensors")
     assert_same(build.face_net(config), learned)
+
+
+def test_footage_is_not_rewarded_by_networks_of_drawn_people():
+    official = policy.get_config("tavr_14b")
+    with pytest.raises(InputError, match=r"networks\.face: mini has seen drawn people"):
+        stages.check_judges(official)
+    official.networks.face = "face.safetensors"
+    with pytest.raises(InputError, match=r"networks\.lipsync: .*lipsync_weight=0"):
+        stages.check_judges(official)
+    official.policy.lipsync_weight = 0.0
+    stages.check_judges(official)
+    stages.check_judges(policy.get_config("mini"))
+
+
+def test_every_dataset_has_to_be_of_the_codec(tmp_path, monkeypatch):
+    config = same_scene.get_config("tiny")
+    codec = build.codec(config)
+    one, two = (tiny_dataset.write(tmp_path / name) for name in ("one", "two"))
+    config.data.path = f"{one}:0.5,{two}:0.5"
+    stages.check_codec(config, codec)
+    monkeypatch.setattr(tiny_dataset, "fingerprint", lambda codec: "another")
+    other = tiny_dataset.write(tmp_path / "other")
+    config.data.path = f"{one}:0.5,{other}:0.5"
+    with pytest.raises(InputError, match=rf"the latents of {other} \(another\)"):
+        stages.check_codec(config, codec)

@@ -12,8 +12,10 @@ With t the time of a frame and "first" the first and "last" the last `edge` seco
                   `apart` is the CIE 1976 difference between the mean colour of the
                   first and of the last seconds
     (4) seam      change at a join over the usual change around it: |x_j - x_(j-1)|
-                  over the median of |x_i - x_(i-1)| for the other i within a second;
-                  the largest of all joins. 1 where a join cannot be told
+                  over the median of |x_i - x_(i-1)| for the other i within a second
+                  that begin a latent too, for a decoder may move more between latents
+                  than inside them; the largest of all joins. 1 where a join cannot be
+                  told
 
 The median slope is not moved by a blink, a turn of the head or one bad frame. A person
 who leans towards a lamp changes colour as well: compare with the real video where there
@@ -29,6 +31,7 @@ from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 from scipy import stats
 
+from tavr_jax.diffusion.chunks import FRAMES_PER_LATENT
 from tavr_jax.evaluation import metrics
 
 MOST = 400  # frames of a trend: 80 000 slopes
@@ -151,7 +154,8 @@ def seam(
         return None
     reach, ratios = max(2, round(fps)), []
     for join in known:
-        around = range(max(1, join - reach), min(len(video), join + reach + 1))
+        first = join - (min(reach, join - 1) // FRAMES_PER_LATENT) * FRAMES_PER_LATENT
+        around = range(first, min(len(video), join + reach + 1), FRAMES_PER_LATENT)
         changes = {i: _change(video, i) for i in around if i == join or i not in known}
         at_join = changes.pop(join)
         usual = float(np.median(list(changes.values()))) if changes else 0.0

@@ -6,8 +6,8 @@ means and variances and e = sqrt((s_b^2 + s_r^2) / guard_window) the error of m_
 
     (1) rose(identity):  m_r - m_b > 2 e
     (2) fell(quantity):  m_b - m_r > max(guard_fall |m_b|, 5 e)
-    (3) stop when identity rose while lip-sync, motion or the identity that a held-out
-        network sees fell; judged once b and r do not overlap
+    (3) stop when identity rose while lip-sync, motion, light or the identity that a
+        held-out network sees fell; judged once b and r do not overlap
 
 The error in (2) is for quantities near zero, of which a share means nothing: sync
 confidence begins there. It is five of them because the rule is asked at every step.
@@ -24,7 +24,7 @@ import numpy as np
 from tavr_jax.rl.rollout import PolicyConfig
 
 ROSE = "reward_identity"
-FELL = ("reward_lipsync", "reward_motion", "judged_identity")
+FELL = ("reward_lipsync", "reward_motion", "reward_light", "judged_identity")
 _ROSE_BY = 2.0  # errors, (1)
 _FELL_BY = 5.0  # errors, (2)
 

@@ -9,6 +9,9 @@
     (4) motion    = like(change, change of the real window)
                     change = sqrt(avg (Y_{f+1} - Y_f)^2 / (avg var Y + c))
 
+    (5) light     = mean over frames f and tones t of h / (h + |t_f - t of the real f|)
+                    tones = mean and deviation of R, G and B over the whole frame
+
     like(a, b) = (min(a, b) + d) / (max(a, b) + d),  Y = luma of a face crop
 
 (1) averages over the whole pool, because a single reference face can be copied: a rigid
@@ -20,9 +23,11 @@ codec, in 0..1. Detail or movement without bound would be reached by noise and f
 here more than the real video has is as wrong as less. Both are relative to contrast, so
 that neither is gained by exaggerating it. The frames of (4) are cut at one place, the
 mean of the window's boxes: a still picture has no motion, whatever path the real head
-took. All four are ours.
+took. (5) holds what the others leave free: face networks learn to see past light and
+contrast, and a policy that brightens its pictures a little in every chunk loses none of
+(1)-(4). All five are ours.
 
-A held-out evaluator adds a fifth number, "judged_identity": (1) by another
+A held-out evaluator adds one more number, "judged_identity": (1) by another
 face network. It is measured only; where it parts from (1), the reward is being hacked.
 
 Decoding dominates the cost, so a window of a few latents is judged, drawn per step and
@@ -45,6 +50,7 @@ FRAMES_PER_LATENT = 4
 LUMA = (0.299, 0.587, 0.114)
 _CONTRAST_FLOOR = 1e-3  # c: a deviation of 0.03, of pixels in [-1, 1]
 _LEAST = 0.01  # d: less detail or change than this is none
+_HALF = 0.05  # h: a tone that is so far off, of pixels in [-1, 1], is worth half
 
 
 class Judges(NamedTuple):
@@ -66,7 +72,7 @@ def rewards(
     length: int,
     key: Array,
 ) -> dict[str, Float[Array, " N"]]:
-    """(1)-(4) of N = B G samples, and "judged_identity" where a judge is given.
+    """(1)-(5) of N = B G samples, and "judged_identity" where a judge is given.
 
     `length` latents are decoded; key is consumed.
     """
@@ -105,6 +111,7 @@ def rewards(
         "lipsync": judges.confidence(lips, for_members(under(batch.mel))),
         "sharpness": like(detail(faces), for_members(detail(targets))).mean(1),
         "motion": like(changed, for_members(change_wanted)),
+        "light": light(tones(frames), for_members(tones(real))),
     }
     if judges.held_out is not None:
         scores["judged_identity"] = _identity(judges.held_out, faces, pool)
@@ -132,6 +139,18 @@ def change(faces: Float[Array, "N F Y X 3"]) -> Float[Array, " N"]:
     y = _luma(faces)
     energy = jnp.square(y[:, 1:] - y[:, :-1]).mean((1, 2, 3))
     return jnp.sqrt(energy / (y.var((2, 3)).mean(1) + _CONTRAST_FLOOR))
+
+
+def tones(frames: Float[Array, "N F Y X 3"]) -> Float[Array, "N F 6"]:
+    """Of (5)."""
+    return jnp.concatenate([frames.mean((2, 3)), frames.std((2, 3))], axis=-1)
+
+
+def light(
+    shown: Float[Array, "N F 6"], wanted: Float[Array, "N F 6"]
+) -> Float[Array, " N"]:
+    """(5) of tones: 1 where light, colour and contrast are the real video's."""
+    return (_HALF / (_HALF + jnp.abs(shown - wanted))).mean((1, 2))
 
 
 def like(a: Array, b: Array) -> Array:

@@ -55,6 +55,7 @@ class PolicyConfig:
     lipsync_weight: float
     sharpness_weight: float
     motion_weight: float
+    light_weight: float
     guard_window: int
     guard_fall: float
 
@@ -66,8 +67,8 @@ class PolicyConfig:
                 raise InputError(f"policy.{name}: {value!r}: expected {expected}")
         if not any(self.weights.values()):
             raise InputError(
-                "policy: identity_weight, lipsync_weight, sharpness_weight and "
-                "motion_weight are all 0: nothing to learn from"
+                "policy: identity_weight, lipsync_weight, sharpness_weight, "
+                "motion_weight and light_weight are all 0: nothing to learn from"
             )
 
     def _bounds(self) -> list[tuple[str, bool, str]]:
@@ -96,6 +97,7 @@ class PolicyConfig:
             "lipsync": self.lipsync_weight,
             "sharpness": self.sharpness_weight,
             "motion": self.motion_weight,
+            "light": self.light_weight,
         }
 
 

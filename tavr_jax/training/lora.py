@@ -8,7 +8,8 @@ Source: Hu et al. 2021 (arXiv 2106.09685). In (1) no matrix of the size of W is 
 none has a gradient: A and B are trained, W is not. Products are summed in float32 and
 rounded to the layer's dtype once, before the bias: with B = 0 that is what the layer
 alone computes, to the bit, and an addition below the last bit of x W still moves where
-the sum is rounded to, instead of being rounded away first.
+the sum is rounded to, instead of being rounded away first. (3) has no such help: it is
+rounded to W's dtype, and in bfloat16 changes of W below half its last bit are lost.
 """
 
 import dataclasses

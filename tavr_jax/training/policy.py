@@ -2,7 +2,9 @@
 
 One step of the loop:
 
-    (1) roll out G members for each of B samples under the policy, or its average
+    (1) roll out G members for each of B samples under the policy, or its average; what
+        they continue is noised as in stages 1 and 2 (supervised.py, (4)), else it
+        would unlearn to continue what is not clean
     (2) score them, turn scores into advantages within each group
     (3) `updates` times: the algorithm's loss of the rollouts + kl_weight x the distance
         to the reference policy, one optimizer update
@@ -34,7 +36,7 @@ from tavr_jax.rl.rollout import Algorithm, PolicyConfig, Scored, group_velocity
 from tavr_jax.training.accumulate import value_and_grad
 from tavr_jax.training.optimizer import OptimizerConfig, apply_update
 from tavr_jax.training.state import Step, TrainState, carried, sampling_params
-from tavr_jax.training.supervised import target_latents
+from tavr_jax.training.supervised import FlowConfig, noise_motion, target_latents
 from tavr_jax.types import Batch, Conditions, Metrics, PyTree
 
 # (latents of N = B G samples, batch, key) -> score " N" by name; frozen weights are
@@ -60,10 +62,11 @@ def make_step(
     reward: Reward,
     reference: PyTree,
     config: PolicyConfig,
+    flow: FlowConfig,
     optimizer: OptimizerConfig,
 ) -> Step:
-    """(1)-(3). `reference`: values of the trained parameters to stay near; None where
-    policy.kl_weight is 0."""
+    """(1)-(3). Of `flow`: motion_noise. `reference`: values of the trained parameters
+    to stay near; None where policy.kl_weight is 0."""
     algorithm = ALGORITHMS[config.algorithm]
     if config.algorithm == "grpo" and not config.eta > 0:
         raise InputError(
@@ -72,14 +75,14 @@ def make_step(
         )
 
     def step(network, reference, reward, state: TrainState, batch: Batch, key: Array):
-        rollout_key, reward_key, learn_key = jax.random.split(key, 3)
-        policy = Policy(network, algorithm, config, optimizer, batch.conditions)
+        motion_key, rollout_key, reward_key, learn_key = jax.random.split(key, 4)
+        conditions = noise_motion(batch.conditions, flow, motion_key)
+        batch = batch._replace(conditions=conditions)
+        policy = Policy(network, algorithm, config, optimizer, conditions)
         old = sampling_params(state) if algorithm.averaged else state.params
-        drawn = target_latents(batch.conditions, batch.latents.shape[1])
-        start = rollout.begin(batch.conditions, drawn, config.group_size)
-        velocity = group_velocity(
-            network(old), batch.conditions, config.group_size, config
-        )
+        drawn = target_latents(conditions, batch.latents.shape[1])
+        start = rollout.begin(conditions, drawn, config.group_size)
+        velocity = group_velocity(network(old), conditions, config.group_size, config)
         rolled = algorithm.roll_out(velocity, start, config, rollout_key)
         scores = reward(rolled.latents, batch, reward_key)
         advantage, metrics = score(scores, config)

@@ -114,12 +114,12 @@ def flow_draw(config: FlowConfig) -> Draw:
     def draw(batch: Batch, key: Array) -> Example:
         time_key, noise_key, motion_key, drop_key = jax.random.split(key, 4)
         clean = batch.latents
-        conditions = noise_motion(batch.conditions, config, motion_key)
+        noised = noise_motion(batch.conditions, config, motion_key)
         return Example(
             clean=clean,
             noise=jax.random.normal(noise_key, clean.shape),
             sigma=noise_levels(config, clean.shape[0], time_key),
-            conditions=drop_conditions(conditions, config, drop_key),
+            conditions=drop_conditions(noised, config, drop_key),
             face_box=batch.face_box,
             clip=batch.clip,
         )
