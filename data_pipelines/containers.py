@@ -16,9 +16,12 @@ Two ways from a decoded frame to RGB:
 """
 
 import io
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import cv2
@@ -30,6 +33,9 @@ from tavr_jax.errors import InputError
 
 # A single frame or silence longer than this is a broken timestamp, not footage.
 LONGEST_GAP = 60.0  # seconds
+# Sound further than this from where its timestamp says has a hole (or an overlap)
+# before it; anything less is jitter.
+JITTER = 0.05  # seconds
 # A file may end this much before its stated end; more is missing data.
 MISSING_END = 0.5  # seconds
 GUESSED_LENGTH = ("mp3", "aac")  # no header says it: ffmpeg guesses from the bit rate
@@ -93,7 +99,8 @@ def opened(path, data: bytes | None = None):
     """An open container; ffmpeg's errors become an InputError that names `path`."""
     if data is None:
         require_file(path)
-    source = str(path) if data is None else io.BytesIO(data)
+    # Whole: what precedes a colon in a bare name is a protocol to ffmpeg.
+    source = os.path.abspath(path) if data is None else io.BytesIO(data)
     # Playlists could otherwise make ffmpeg open files and hosts of their choice.
     options = {} if data else {"protocol_whitelist": "file"}
     with (
@@ -124,6 +131,15 @@ def video_stream(path, container):
         raise InputError(f"{path}: has no video stream; give a video file")
     require_codec(path, streams[0])
     return streams[0]
+
+
+def sound_stream(path, container):
+    """The first sound track. InputError: there is none."""
+    if not container.streams.audio:
+        raise InputError(f"{path}: has no sound track; give a file with sound")
+    stream = container.streams.audio[0]
+    require_codec(path, stream)
+    return stream
 
 
 def require_whole(path, container, stream, seconds: float) -> None:
@@ -227,3 +243,53 @@ def timed_pictures(path, data: bytes | None = None, colours: Colours = as_tagged
             yield time, Picture(path, frame, aspect, colours, sampler), seconds
         if not first:
             require_whole(path, container, stream, time + seconds)
+
+
+class Sound(NamedTuple):
+    """A decoded frame of sound, laid on the clock right behind the one before."""
+
+    silence: int  # samples without sound before it
+    frame: av.AudioFrame
+    kept: slice  # samples of the frame that are on the clock
+
+
+def timed_sound(path, data: bytes | None = None) -> Iterator[Sound]:
+    """The first sound track, end to end from the first instant of the picture.
+
+    Without a picture, of the sound. What starts late begins with silence, what was
+    before is cut, holes are silent, and an mp4 ends where it says.
+    InputError: as `opened`; no sound track, one that leaps, changes its rate or is
+    truncated.
+    """
+    with opened(path, data) as container:
+        stream = sound_stream(path, container)
+        footage = [s for s in container.streams.video if not is_cover(s)]
+        origin, begin = start((footage or [stream])[0]), start(stream)
+        end, rate, position = math.inf, 0, 0
+        for frame in container.decode(stream):
+            if not rate:
+                rate = frame.sample_rate
+                if "mp4" in container.format.name and stream.duration:
+                    # aac comes in blocks of 1024: mp4 alone says where the last ends.
+                    stated = float(stream.duration * stream.time_base)
+                    end = round((begin + stated - origin) * rate)
+            if frame.sample_rate != rate:
+                raise InputError(f"{path}: the sample rate changes; re-encode the file")
+            gap = 0
+            if frame.pts is not None:
+                due = float(frame.pts * frame.time_base) - origin
+                gap = round(due * rate) - position
+            if gap > LONGEST_GAP * rate:
+                raise InputError(
+                    f"{path}: sound leaps to {due:.1f} s; re-encode the file"
+                )
+            if position and abs(gap) <= JITTER * rate:
+                gap = 0
+            silence, cut = max(gap, 0), max(-gap, 0)
+            size = max(frame.samples - cut, 0)
+            room = max(end - position, 0)
+            silent = min(silence, room)
+            yield Sound(silent, frame, slice(cut, cut + min(size, room - silent)))
+            position += silence + size
+        if rate:
+            require_whole(path, container, stream, origin + position / rate - begin)

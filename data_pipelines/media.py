@@ -30,9 +30,6 @@ Frames = UInt8[np.ndarray, "F Y X 3"]
 # Containers round timestamps (to 1 ms in some): a frame due within this share of an
 # output frame counts as already on screen.
 EARLY = 0.1
-# Sound further than this from where its timestamp says has a hole (or an overlap)
-# before it; anything less is jitter.
-JITTER = 0.05  # seconds
 MEMORY_LIMIT = 8 << 30  # bytes of frames that `read_frames` will hold
 
 
@@ -138,26 +135,11 @@ def read_audio(
     memory and `path` only names it in messages.
     InputError: missing, unreadable or damaged file, no sound track, an empty one.
     """
-    with containers.opened(path, data) as container:
-        if not container.streams.audio:
-            raise InputError(f"{path}: has no sound track; give a file with sound")
-        stream = container.streams.audio[0]
-        containers.require_codec(path, stream)
-        video = [s for s in container.streams.video if not containers.is_cover(s)]
-        origin = containers.start(video[0] if video else stream)
-        rate, pieces = _sound_pieces(path, container, stream, origin)
-        if pieces:
-            seconds = sum(piece.size for piece in pieces) / rate
-            containers.require_whole(
-                path, container, stream, origin + seconds - containers.start(stream)
-            )
-        end = None
-        if "mp4" in container.format.name and stream.duration:
-            # aac comes in blocks of 1024: mp4 alone says where the last one ends.
-            stated = float(stream.duration * stream.time_base)
-            end = round((containers.start(stream) + stated - origin) * rate)
-    wave = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-    wave = wave[:end]
+    rate, pieces = 0, [np.zeros(0, np.float32)]
+    for silence, frame, kept in containers.timed_sound(path, data):
+        rate = frame.sample_rate
+        pieces += [np.zeros(silence, np.float32), _mono(frame)[kept]]
+    wave = np.concatenate(pieces)
     if not wave.size:
         raise InputError(f"{path}: the sound track is empty; give a file with sound")
     if not np.isfinite(wave).all():
@@ -218,30 +200,6 @@ def decode_mp4(data: bytes) -> Frames:
 
 
 # Sound
-
-
-def _sound_pieces(path, container, stream, origin: float):
-    """(sample rate, mono pieces laid end to end on the clock that starts at origin)."""
-    rate, pieces, position = 0, [], 0
-    for frame in container.decode(stream):
-        rate = rate or frame.sample_rate
-        if frame.sample_rate != rate:
-            raise InputError(f"{path}: the sample rate changes; re-encode the file")
-        piece, gap = _mono(frame), 0
-        if frame.pts is not None:
-            due = float(frame.pts * frame.time_base) - origin
-            gap = round(due * rate) - position
-        if gap > containers.LONGEST_GAP * rate:
-            raise InputError(f"{path}: sound leaps to {due:.1f} s; re-encode the file")
-        if position == 0 or abs(gap) > JITTER * rate:
-            if gap > 0:
-                pieces.append(np.zeros(gap, np.float32))
-                position += gap
-            else:
-                piece = piece[-gap:]
-        pieces.append(piece)
-        position += piece.size
-    return rate, pieces
 
 
 def _mono(frame) -> Float[np.ndarray, " n"]:

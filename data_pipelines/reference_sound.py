@@ -34,10 +34,7 @@ def read_as_released(path, seconds: float, sample_rate: int) -> Float[np.ndarray
 def _mp3(path, seconds: float) -> bytes:
     target = io.BytesIO()
     with containers.opened(path) as container:
-        if not container.streams.audio:
-            raise InputError(f"{path}: has no sound track; give a file with sound")
-        stream = container.streams.audio[0]
-        containers.require_codec(path, stream)
+        stream = containers.sound_stream(path, container)
         context = stream.codec_context
         rate = min(RATES, key=lambda known: abs(known - (context.sample_rate or 0)))
         layout = "mono" if context.channels == 1 else "stereo"

@@ -8,7 +8,9 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +30,7 @@ FALLBACK_RATE = 48000  # of a file whose rate aac does not know
 # channels -> their usual places; a file may leave them unnamed
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 PRESET = "medium"  # x264's own choice between time and size
-PIECE = 1024  # samples of a wave encoded at a time
+PIECE = 1024  # samples encoded at a time
 
 
 def write_video(
@@ -44,9 +46,11 @@ def write_video(
     """Write an .mp4. `frames` may come in blocks, of which one is held at a time.
 
     `sound` is a mono wave at `sample_rate`, or a file, whose first sound track is taken
-    at its own rate and channels. Odd sizes gain one row or column by repeating the
-    edge, since yuv420p halves both. `metadata` becomes container tags under the very
-    keys given. `preset` is x264's: a faster one takes more bytes for the same picture.
+    at its own rate and channels, on the clock of `media.read_audio`: what starts apart
+    from the file's own picture is waited for or cut. Odd sizes gain one row or column
+    by repeating the edge, since yuv420p halves both. `metadata` becomes container tags
+    under the very keys given. `preset` is x264's: a faster one takes more bytes for the
+    same picture.
     InputError: a name that is not .mp4, a folder that cannot be written, sound that
     cannot be read, a sample rate that aac does not know.
     """
@@ -55,8 +59,6 @@ def write_video(
         raise InputError(f"{path}: video is written as .mp4; choose such a name")
     if isinstance(sound, np.ndarray) and sample_rate not in _rates():
         raise InputError(f"{path}: aac has no sample rate {sample_rate}; use 16000")
-    # one name for all runs: what a killed one left behind is overwritten
-    temporary = path.with_name(f".{path.name}.tmp")
     flags = {
         "movflags": "use_metadata_tags+faststart",
         "movie_timescale": str(sample_rate),  # the sound's end, to the sample
@@ -64,11 +66,10 @@ def write_video(
     track = _track(sound, sample_rate)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _encode(str(temporary), frames, fps, crf, track, metadata, flags, preset)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with appearing(path) as temporary:
+            # Whole: what precedes a colon in a bare name is a protocol to ffmpeg.
+            target = os.path.abspath(temporary)
+            _encode(target, frames, fps, crf, track, metadata, flags, preset)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"{path}: cannot be written ({reason})") from error
@@ -79,6 +80,36 @@ def encode_mp4(frames: Frames, fps: float, crf: float) -> bytes:
     target = io.BytesIO()
     _encode(target, frames, fps, crf, None, None, {}, PRESET)
     return target.getvalue()
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what was written whole then appears as `path`.
+
+    Every process has a name of its own, so that of two writers the later one wins. What
+    killed processes of this machine left of the same file is removed.
+    """
+    ours, theirs = f".{os.uname().nodename}-", f".{path.name}"
+    for left in path.parent.glob(f"{escape(ours)}*{escape(theirs)}"):
+        number = left.name[len(ours) : -len(theirs)]
+        if number.isdecimal() and not _lives(int(number)):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{ours}{os.getpid()}{theirs}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # somebody else's
+    return True
 
 
 # Picture
@@ -130,7 +161,7 @@ def _yuv(pixels, reformatter: VideoReformatter) -> av.VideoFrame:
 
 
 class _Track(NamedTuple):
-    """Sound to encode: float planar frames that begin at 0."""
+    """Sound to encode: float planar frames, laid end to end from 0."""
 
     rate: int
     layout: str
@@ -164,9 +195,7 @@ def _track(sound: Sound | None, rate: int) -> _Track | None:
     if sound is None or isinstance(sound, np.ndarray):
         return None if sound is None else _Track(rate, "mono", _of_wave(sound, rate))
     with containers.opened(sound) as container:
-        if not container.streams.audio:
-            raise InputError(f"{sound}: has no sound track; give a file with sound")
-        stream = container.streams.audio[0]
+        stream = containers.sound_stream(sound, container)
         rate = stream.rate if stream.rate in _rates() else FALLBACK_RATE
         layout = LAYOUTS.get(stream.channels, "stereo")
     return _Track(rate, layout, _of_file(sound, rate, layout))
@@ -174,19 +203,32 @@ def _track(sound: Sound | None, rate: int) -> _Track | None:
 
 def _of_wave(wave: Float[np.ndarray, " n"], rate: int) -> Iterator[av.AudioFrame]:
     clipped = np.clip(np.asarray(wave, np.float32), -1, 1)
-    for start in range(0, len(clipped), PIECE):
-        piece = np.ascontiguousarray(clipped[None, start : start + PIECE])
-        frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono")
-        frame.sample_rate = rate
-        yield frame
+    return _frames(clipped[None], rate, "mono")
 
 
 def _of_file(path: Sound, rate: int, layout: str) -> Iterator[av.AudioFrame]:
+    """The track on the clock of `media.read_audio`: lips follow what that gives."""
+    mixers: dict[tuple[str, str], av.AudioResampler] = {}  # channels change in some
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-    with containers.opened(path) as container:
-        for decoded in container.decode(container.streams.audio[0]):
-            yield from resampler.resample(decoded)
-        yield from resampler.resample(None)
+    for silence, decoded, kept in containers.timed_sound(path):
+        kind = decoded.format.name, decoded.layout.name
+        if kind not in mixers:
+            mixers[kind] = av.AudioResampler(format="fltp", layout=layout)
+        (mixed,) = mixers[kind].resample(decoded)  # at its own rate: sample for sample
+        samples = np.pad(mixed.to_ndarray()[:, kept], [(0, 0), (silence, 0)])
+        for frame in _frames(samples, decoded.sample_rate, layout):
+            yield from resampler.resample(frame)
+    yield from resampler.resample(None)
+
+
+def _frames(
+    samples: Float[np.ndarray, "c n"], rate: int, layout: str
+) -> Iterator[av.AudioFrame]:
+    for start in range(0, samples.shape[1], PIECE):
+        piece = np.ascontiguousarray(samples[:, start : start + PIECE])
+        frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
+        frame.sample_rate = rate
+        yield frame
 
 
 def _rates() -> list[int]:

@@ -1,6 +1,10 @@
 """Files to arrays and back: nothing lost, nothing shifted, damage is one clear line."""
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
@@ -11,6 +15,7 @@ import soundfile
 from data_pipelines import media, video_files
 from tavr_jax.errors import InputError
 
+ROOT = Path(__file__).parents[1]
 RATE = 16000
 STEP = 3  # grey levels between frames: more than the codec is off
 
@@ -38,27 +43,27 @@ def click(seconds: float, at: float, rate: int = RATE) -> np.ndarray:
     return wave
 
 
-def write_matroska(path, pts, audio_start=None, wave=None):
-    """Frames at `pts` milliseconds and sound from `audio_start` seconds."""
+def write_apart(path, pts, *sound, rate=RATE, layout="mono"):
+    """Frames at `pts` milliseconds; sounds: (seconds, wave of the first channel)."""
+    coded = ("ffv1", "pcm_s16le") if path.suffix == ".mkv" else ("libx264", "aac")
     with av.open(str(path), "w") as container:
-        video = container.add_stream("ffv1", rate=25)
+        video = container.add_stream(coded[0], rate=25)
         video.height, video.width, video.pix_fmt = 32, 32, "yuv420p"
         video.time_base = Fraction(1, 1000)
         video.codec_context.time_base = Fraction(1, 1000)
-        sound = None
-        if wave is not None:
-            sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        track = container.add_stream(coded[1], rate=rate, layout=layout)
         for pixels, at in zip(counted(len(pts)), pts, strict=True):
             frame = av.VideoFrame.from_ndarray(pixels)
             frame.pts, frame.time_base = at, Fraction(1, 1000)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
-        if sound is not None:
-            samples = (wave * 32767).astype(np.int16)[None]
-            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-            frame.pts, frame.sample_rate = round(audio_start * RATE), RATE
-            container.mux(sound.encode(frame))
-            container.mux(sound.encode(None))
+        for start, wave in sound:
+            channels = np.zeros((len(wave), track.channels), np.int16)
+            channels[:, 0] = wave * 32767
+            frame = av.AudioFrame.from_ndarray(channels.reshape(1, -1), "s16", layout)
+            frame.pts, frame.sample_rate = round(start * rate), rate
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
 
 
 # Laws
@@ -110,7 +115,7 @@ def test_each_output_frame_is_the_one_on_screen(tmp_path, fps):
 
 
 def test_uneven_frames_are_held_as_long_as_they_last(tmp_path):
-    write_matroska(tmp_path / "a.mkv", [0, 41, 79, 120, 320, 360])
+    write_apart(tmp_path / "a.mkv", [0, 41, 79, 120, 320, 360])
     back = media.read_frames(tmp_path / "a.mkv", 25)
     shown = np.rint(back.mean(axis=(1, 2, 3)) / STEP).astype(int).tolist()
     assert shown == [0, 1, 2, 3, 3, 3, 3, 3, 4, 5]
@@ -131,13 +136,48 @@ def test_a_click_is_heard_when_it_was_made(tmp_path, rate):
 def test_sound_is_laid_on_the_clock_of_the_picture(tmp_path, picture, sound):
     """A click 0.6 s into a sound track that starts before or after the picture."""
     pts = [round(1000 * picture) + 40 * i for i in range(40)]
-    write_matroska(tmp_path / "a.mkv", pts, sound, click(1.5, 0.6))
+    write_apart(tmp_path / "a.mkv", pts, (sound, click(1.5, 0.6)))
     wave = media.read_audio(tmp_path / "a.mkv", RATE)
     assert np.abs(wave).argmax() / RATE == pytest.approx(
         sound + 0.6 - picture, abs=0.002
     )
     assert wave.size / RATE == pytest.approx(sound + 1.5 - picture, abs=0.002)
     assert len(media.read_frames(tmp_path / "a.mkv", 25)) == 40
+
+
+@pytest.mark.parametrize(
+    "name, picture, starts, rate, layout",
+    [
+        ("late.mkv", 0, (0.6,), 44100, "stereo"),
+        ("late.mp4", 0, (0.6,), 44100, "stereo"),
+        ("late.ts", 0, (0.6,), 44100, "mono"),
+        ("early.mkv", 0.48, (0.0,), 22050, "stereo"),
+        ("holed.mkv", 0.2, (0.0, 1.7), 48000, "5.1"),
+        ("unknown_to_aac.mkv", 0, (0.25, 2.0), 10000, "stereo"),
+    ],
+)
+def test_a_file_sounds_in_a_video_when_it_drives_the_lips(
+    tmp_path, name, picture, starts, rate, layout
+):
+    """What is muxed against what is read, for tracks apart from their pictures."""
+    path, made = tmp_path / name, tmp_path / "made.mp4"
+    pts = [round(1000 * picture) + 40 * i for i in range(50)]
+    sound = [(start, click(1.2, 0.9, rate)) for start in starts]
+    write_apart(path, pts, *sound, rate=rate, layout=layout)
+    drives = media.read_audio(path, RATE)
+    video_files.write_video(made, counted(80), 25, path)
+    heard = media.read_audio(made, RATE)
+    assert heard.size == pytest.approx(drives.size, abs=0.003 * RATE)
+    for start in starts:
+        at = round((start + 0.9 - picture) * RATE)
+        near = slice(at - 3200, at + 3200)
+        loudest = [np.abs(wave[near]).argmax() - 3200 for wave in (drives, heard)]
+        assert np.abs(loudest).max() < 0.004 * RATE
+        assert np.abs(heard[near]).max() > 0.3 * np.abs(drives[near]).max() > 0.01
+    with av.open(str(made)) as container:
+        stream = container.streams.audio[0]
+        known = rate if rate != 10000 else video_files.FALLBACK_RATE
+        assert (stream.rate, stream.layout.name) == (known, layout)
 
 
 def test_mono_is_the_mean_of_the_channels_and_pitch_survives_resampling(tmp_path):
@@ -202,7 +242,7 @@ def bad(tmp_path_factory):
     cv2.imwrite(str(folder / "still.png"), clip(1)[0])
     png = (folder / "still.png").read_bytes()
     (folder / "cut.png").write_bytes(png[: len(png) // 3])
-    write_matroska(folder / "leap.mkv", [0, 40, 80, 90_000_000, 90_000_040])
+    write_apart(folder / "leap.mkv", [0, 40, 80, 90_000_000, 90_000_040])
     return folder
 
 
@@ -293,6 +333,52 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         video_files.write_video(tmp_path / "a.avi", clip(3), 25)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_two_writers_of_one_video_leave_a_whole_one(tmp_path):
+    """The other one writes all of it, and is gone, while the first is in the midst."""
+    path, pids = tmp_path / "a.mp4", []
+    code = (
+        "import sys, numpy; from data_pipelines import video_files as v;"
+        "v.write_video(sys.argv[1], numpy.zeros((9, 32, 32, 3), numpy.uint8), 25)"
+    )
+
+    def blocks():
+        yield counted(4)
+        other = subprocess.Popen([sys.executable, "-c", code, path], cwd=ROOT)
+        pids.append(other.pid)
+        assert other.wait() == 0 and len(media.read_frames(path, 25)) == 9
+        yield counted(8)[4:]
+
+    video_files.write_video(path, blocks(), 25, crf=4)
+    shown = np.rint(media.read_frames(path, 25).mean(axis=(1, 2, 3)) / STEP)
+    assert shown.tolist() == list(range(8))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+    dead, living, elsewhere = (
+        tmp_path / f".{host}-{pid}.a.mp4"
+        for host, pid in (
+            (os.uname().nodename, pids[0]),
+            (os.uname().nodename, os.getppid()),
+            ("some.other.machine", pids[0]),
+        )
+    )
+    for left in (dead, living, elsewhere):
+        left.touch()
+    video_files.write_video(path, clip(3), 25)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("a.mp4", living.name, elsewhere.name)
+    }
+
+
+def test_a_bare_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "2024-05-01T12:30:00.mp4"
+    video_files.write_video(name, clip(5), 25, click(0.2, 0.1))
+    assert media.probe(name).frames == 5
+    video_files.write_video("b.mp4", clip(5), 25, name)
+    assert np.abs(media.read_audio("b.mp4", RATE)).argmax() == pytest.approx(
+        1600, abs=50
+    )
 
 
 # Real media
