@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from data_pipelines import video_files
+from data_pipelines.prepare.workers import cores
 from data_pipelines.synthetic_backdrop import backdrop
 from data_pipelines.synthetic_head import canvas, head
 from data_pipelines.synthetic_motion import face_box, frame_layer, relief
@@ -27,6 +28,9 @@ from data_pipelines.synthetic_people import Person, Scene, caption, person, scen
 from data_pipelines.synthetic_speech import FPS, SAMPLE_RATE, Track, speech
 from tavr_jax.errors import InputError
 
+# Of all that is drawn and heard: raise it with any change of synthetic_*.py that gives
+# a seed another picture, sound or truth, or folders would mix two worlds.
+DRAWING = 1
 FINE = 2  # drawn this many times finer, then averaged: smooth edges
 CRF = 14  # quality of the videos
 
@@ -92,7 +96,7 @@ def write_people(
         for place in range(scenes)
     ]
     missing = [job for job in jobs if not _is_done(job)]
-    workers = min(len(missing), len(os.sched_getaffinity(0)))
+    workers = min(len(missing), cores())
     bar = {"desc": "render", "total": len(missing), "unit": "clip", "mininterval": 2}
     if workers > 1:
         with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
@@ -113,7 +117,7 @@ class _Job(NamedTuple):
     @property
     def recipe(self) -> np.ndarray:
         """What must be the same for a clip that exists to be the one asked for."""
-        return np.array([self.seed, self.size, round(self.seconds * FPS)])
+        return np.array([self.seed, self.size, round(self.seconds * FPS), DRAWING])
 
     @property
     def video(self) -> Path:
@@ -142,8 +146,8 @@ def _is_done(job: _Job) -> bool:
     with np.load(job.truth, allow_pickle=False) as truth:
         if not np.array_equal(truth.get("recipe"), job.recipe):
             raise InputError(
-                f"{job.video}: drawn with another seed, size or length; give an empty "
-                "folder"
+                f"{job.video}: drawn with another seed, size or length, or by another "
+                "version of the drawing; give an empty folder, to draw them again"
             )
     return True
 
@@ -163,20 +167,19 @@ def _write(job: _Job) -> None:
 def _write_truth(job: _Job, made: Clip) -> None:
     path = job.truth
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.npz")
     track = made.track
-    np.savez_compressed(
-        partial,
-        recipe=job.recipe,
-        person=job.index,
-        scene=job.place,
-        opening=track.opening,
-        width=track.width,
-        rounding=track.rounding,
-        yaw=track.yaw,
-        lid=track.lid,
-        face_boxes=made.face_boxes,
-        phonemes=np.array(track.phonemes),
-        starts=track.starts,
-    )
-    os.replace(partial, path)
+    with video_files.appearing(path) as partial:
+        np.savez_compressed(
+            partial,
+            recipe=job.recipe,
+            person=job.index,
+            scene=job.place,
+            opening=track.opening,
+            width=track.width,
+            rounding=track.rounding,
+            yaw=track.yaw,
+            lid=track.lid,
+            face_boxes=made.face_boxes,
+            phonemes=np.array(track.phonemes),
+            starts=track.starts,
+        )

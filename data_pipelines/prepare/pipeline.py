@@ -9,7 +9,6 @@ Beam gives it to. Footage comes from a path that all machines see, or from a buc
 results travel through `exchange`, a folder or bucket that all see (remote.py).
 """
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,7 +40,7 @@ def each_video(
     prepare = settings.prepare
     function = remote.prepare_video if origin else store.prepare_video
     jobs = [(video, settings, folder, *origin) for video in videos]
-    count = prepare.workers or os.cpu_count() or 1
+    count = prepare.workers or workers.cores()
     limits = workers.Limits(prepare.video_timeout, prepare.worker_memory)
     for job, result in workers.each(function, jobs, count, limits):
         if isinstance(result, workers.Failure):

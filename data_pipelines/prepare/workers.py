@@ -10,6 +10,7 @@ its input and answers on its output. It imports nothing of the parent's main mod
 ends with its parent, whose end closes its input.
 """
 
+import contextlib
 import os
 import pickle
 import queue
@@ -43,6 +44,14 @@ class Limits(NamedTuple):
 
     seconds: float
     memory: float  # GiB
+
+
+def cores() -> int:
+    """How many this process may use; where the system does not say, all there are."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
 
 
 def each(
@@ -88,8 +97,14 @@ def _serve(function, waiting, done, limits: Limits, stop: threading.Event) -> No
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
-            child = child or _Child(limits.memory)
-            result = child.run((function, job), limits.seconds, stop)
+            task = (function, job)
+            if child and not child.take(task):  # it died between jobs: nobody's fault
+                child.end()
+                child = None
+            if not child:
+                child = _Child(limits.memory)
+                child.take(task)
+            result = child.answer(limits.seconds, stop)
             if isinstance(result, Failure) and result.reason != "failed":
                 child.end()
                 child = None
@@ -114,11 +129,16 @@ class _Child:
         )
         os.set_blocking(self._process.stdout.fileno(), False)
 
-    def run(self, task: tuple, seconds: float, stop: threading.Event) -> Any:
+    def take(self, task: tuple) -> bool:
+        """Hand a task over; whether the child was there to take it."""
         try:
             _send(self._process.stdin, task)
         except BrokenPipeError:
-            return self._death()
+            return False
+        return True
+
+    def answer(self, seconds: float, stop: threading.Event) -> Any:
+        """What the task came to, or the Failure."""
         answer = bytearray()
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -147,7 +167,8 @@ class _Child:
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # closing sends what was left
+            self._process.stdin.close()
         self._process.stdout.close()
 
 
