@@ -36,6 +36,21 @@ def test_folders_name_people_and_scenes_and_single_files_only_if_not_clustered(f
     assert clustered == found | {"a.mp4": (None, None)}
 
 
+def test_links_are_followed_and_every_folder_counts_once(folder, tmp_path_factory):
+    before = [video.video_id for video in find_videos(folder)]
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "z.mp4").touch()
+    for name, target in {
+        "ann/loop": folder,
+        "0": folder / "zoë $(rm)",
+        "bob": outside,
+        "carl": outside,
+    }.items():
+        (folder / name).symlink_to(target)
+    found = [video.video_id for video in find_videos(folder)]
+    assert found == sorted([*before, "bob/z.mp4"])
+
+
 def manifest(videos, columns=importers.COLUMNS):
     """Lines of a manifest that says what these videos say."""
     return [
@@ -126,6 +141,25 @@ def test_pairs_are_one_person_in_as_many_scenes_as_files(folder):
     (folder / "p.jsonl").write_text(json.dumps(line))
     (alone,) = find_videos(folder / "p.jsonl")
     assert (alone.video_id, alone.person, alone.scene) == ("a.mp4", None, None)
+
+
+def test_only_line_feeds_end_a_line_of_json(folder):
+    """JSON text may hold other marks that str.splitlines takes for ends."""
+    lines = [
+        {"video": "a.mp4", "caption": "one\u2028two", "person": "A\x85B"},
+        {"video": "ann/x.mp4", "caption": "three"},
+    ]
+    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (folder / "m.jsonl").write_text(text, encoding="utf-8", newline="")
+    found = find_videos(folder / "m.jsonl")
+    assert [video.caption for video in found] == ["one two", "three"]
+    (folder / "b.jsonl").write_text(text, encoding="utf-8", newline="")
+    guard = leaks.leaks([folder / "b.jsonl"])
+    assert leaks.without_leaks(found, guard)[0] == []
+    text = text[:-1]
+    (folder / "m.jsonl").write_text(text, encoding="utf-8", newline="")
+    with pytest.raises(InputError, match="line 2: entry: not JSON"):
+        find_videos(folder / "m.jsonl")
 
 
 @pytest.mark.parametrize(

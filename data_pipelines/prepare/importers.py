@@ -6,6 +6,8 @@ A folder:
                                      of the scene
     SOURCE/x.mp4                     person x in scene x, or to be clustered
 
+Links are followed; a folder that several lead to counts once.
+
 A caption may lie beside a video: <stem>.txt, or <stem>.json with the key "caption".
 
 A manifest is a .csv with a header, a .jsonl of objects, or a .json list of objects. Its
@@ -160,7 +162,7 @@ def read_caption(path: Path, neutral: str) -> str:
 
 def _folder(source: Path, cluster: bool) -> list[Video]:
     videos = []
-    for folder, _, names in os.walk(source, followlinks=True):
+    for folder, names in _folders(source):
         for name in names:
             path = Path(folder, name)
             if path.suffix.lower() in SUFFIXES and not name.startswith("."):
@@ -174,6 +176,25 @@ def _folder(source: Path, cluster: bool) -> list[Video]:
         kinds = " ".join(SUFFIXES)
         raise InputError(f"--source {source}: no video in it; files end in {kinds}")
     return videos
+
+
+def _folders(source: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder and its files, once: by its own name before any link to it."""
+    seen: set[str] = set()
+    tops = [os.fspath(source)]
+    while tops:
+        links = []
+        for top in tops:
+            for folder, inner, names in os.walk(top):
+                real = os.path.realpath(folder)
+                if real in seen:
+                    inner.clear()
+                    continue
+                seen.add(real)
+                below = (os.path.join(folder, name) for name in inner)
+                links += filter(os.path.islink, below)
+                yield folder, names
+        tops = sorted(links)
 
 
 # Manifests
@@ -261,7 +282,7 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _jsonl(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"line {number}", _parsed(path, line, number)
 

@@ -103,7 +103,7 @@ def _read(path: Path) -> Any:
     except ValueError:
         pass
     entries = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             entries += [json.loads(line)] if line.strip() else []
         except ValueError as error:
