@@ -8,7 +8,8 @@
     MANIFEST.csv | .jsonl | .json  instead of a folder: see prepare/importers.py
 
 A run that was stopped goes on where it was. A run with nothing new does nothing; one
-with another codec only encodes again. DATASET is replaced as a whole, at the end.
+with another codec only encodes again. DATASET is replaced as a whole, at the end, by
+one run at a time.
 With --config.prepare.encode=false it stops at the clips, and training encodes them.
 What was left out, and why, is in DATASET/rejects.jsonl and on DATASET/summary.html.
 

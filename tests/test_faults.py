@@ -119,6 +119,30 @@ def test_a_job_that_dies_costs_itself_alone():
             assert result == expected
 
 
+def test_a_child_that_died_between_jobs_costs_none(monkeypatch):
+    handed, take = [], workers._Child.take
+
+    def late(child, task):
+        handed.append(task)
+        if len(handed) == 2:  # the second job, which the first one's child would get
+            child._process.kill()
+            child._process.wait()
+        return take(child, task)
+
+    monkeypatch.setattr(workers._Child, "take", late)
+    jobs = [(number, 10) for number in range(3)]
+    found = dict(workers.each(operator.add, jobs, 1, LIMITS))
+    assert found == {job: sum(job) for job in jobs} and len(handed) == 4
+
+
+def test_cores_are_ours_where_the_system_says(monkeypatch):
+    if hasattr(os, "sched_getaffinity"):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6})
+        assert workers.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert workers.cores() == os.cpu_count()
+
+
 def test_slow_jobs_are_ended_and_the_others_go_on():
     quick = workers.Limits(2.0, 2.0)
     jobs = [(0.0,), (600.0,), (0.01,), (0.02,)]
@@ -183,6 +207,55 @@ def test_killed_anywhere_the_rerun_makes_the_same_bytes(source, whole, tmp_path)
     interrupted.prepare(source, output)
     assert same(output, whole[0])
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_a_second_run_at_one_dataset_is_refused_and_touches_nothing(
+    source, whole, tmp_path
+):
+    output, link = tmp_path / "dataset", tmp_path / "link"
+    link.symlink_to(output)
+    kept = tmp_path / "dataset.partial/work/of the first run"
+    kept.mkdir(parents=True)
+    with store.alone(output):
+        for name in (output, link):
+            with pytest.raises(InputError, match=rf"{output}: another .*prepare_data"):
+                interrupted.prepare(source, name)
+        assert kept.is_dir()
+    assert interrupted.prepare(source, output)
+    assert same(output, whole[0])
+
+
+def test_a_link_is_followed_and_stays(source, whole, tmp_path):
+    disk, link = tmp_path / "disk/dataset", tmp_path / "dataset"
+    shutil.copytree(whole[0], disk)
+    link.symlink_to(Path("disk/dataset"))
+    assert not interrupted.prepare(source, link)
+    assert interrupted.prepare(source, link, crf=30)
+    assert not interrupted.prepare(source, disk, crf=30)
+    assert link.is_symlink()
+    names = {path.name for path in (*tmp_path.iterdir(), *disk.parent.iterdir())}
+    assert names == {"disk", "dataset"}
+
+
+def test_a_network_with_other_content_encodes_again(
+    source, whole, tmp_path, monkeypatch
+):
+    output, file, config = tmp_path / "d", tmp_path / "n/w.bin", interrupted.get_config
+    shutil.copytree(whole[0], output)
+    file.parent.mkdir()
+    for field, name in (("speech", file.parent), ("tokenizer", file)):
+
+        def changed(field=field, name=name):
+            made = config()
+            made.networks[field] = str(name)
+            return made
+
+        monkeypatch.setattr(interrupted, "get_config", changed)
+        for content in (b"one", b"two", b"one"):
+            file.write_bytes(content)
+            os.utime(file, (1, 1))
+            assert interrupted.prepare(source, output)
+            assert not interrupted.prepare(source, output)
 
 
 def test_a_full_disk_stops_clearly_and_goes_on_after(

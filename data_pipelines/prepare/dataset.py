@@ -45,6 +45,7 @@ from tavr_jax.errors import InputError
 # fields that change how fast, not what
 _SPEED = ("workers", "records_per_shard", "worker_memory", "video_timeout")
 _NOT_OF_CLIPS = (*_SPEED, "encode")
+_READ_WITH = ("speech", "text", "tokenizer")  # networks of encoded records, and codec
 
 
 class Networks(NamedTuple):
@@ -64,11 +65,14 @@ def prepare(
 ) -> bool:
     """Bring `output` up to what footage, config and networks say; false: it already was
 
-    InputError: nothing to read, nothing kept, a folder in the way, a full disk.
+    A link is followed: what it points to is replaced.
+    InputError: nothing to read, nothing kept, a folder in the way, another run that
+    writes there, a full disk.
     """
     _check(config)
     if config.prepare.encode:
         features.check(networks.readers, config)
+    output = output.resolve()
     partial = output.with_name(f"{output.name}.partial")
     try:
         return _prepare(source, output, partial, config, networks, runner)
@@ -100,26 +104,43 @@ def _prepare(
     videos, refused = _videos(source, config)
     names = [reject.video_id for reject in refused]
     cut, encoded = _fingerprints(videos, names, config, networks)
-    present = _present(output)
-    if (present.get("clips"), present.get("encoded")) == (cut, encoded):
-        print(f"{output}: up to date, nothing to do")
-        return False
-    work = _resumed(partial, cut)
-    if present.get("clips") == cut:
-        print(f"{output}: same clips, {_change(present['encoded'], encoded)}")
-        _link_clips(output, partial)
-    else:
-        cut_out = cut_videos(videos, config, networks.face, work, runner, source)
-        rejects = [*refused, *cut_out]
-        try:
-            writing.write_clips(videos, rejects, config, networks.face, work, partial)
-        except InputError:
-            shutil.rmtree(partial)  # nothing to keep: no clip, or nobody to train on
-            raise
-        title, shown = runner.bucket or source.name, _shown(videos, work)
-        summary.write(partial, title, rejects, shown, config)
-    if encoded:
-        _write_encoded(config, networks, work / encoded, partial)
+    with store.alone(output):
+        present = _present(output)
+        if (present.get("clips"), present.get("encoded")) == (cut, encoded):
+            print(f"{output}: up to date, nothing to do")
+            return False
+        work = _resumed(partial, cut)
+        if present.get("clips") == cut:
+            print(f"{output}: same clips, {_change(present['encoded'], encoded)}")
+            _link_clips(output, partial)
+        else:
+            cut_out = cut_videos(videos, config, networks.face, work, runner, source)
+            rejects = [*refused, *cut_out]
+            try:
+                writing.write_clips(
+                    videos, rejects, config, networks.face, work, partial
+                )
+            except InputError:
+                shutil.rmtree(partial)  # nothing to keep: no clip, nobody to train on
+                raise
+            title, shown = runner.bucket or source.name, _shown(videos, work)
+            summary.write(partial, title, rejects, shown, config)
+        if encoded:
+            _write_encoded(config, networks, work / encoded, partial)
+        _write_facts(partial, cut, encoded, config, networks)
+        checksums.write(partial, ("work",))
+        shutil.rmtree(partial / "work")
+        _publish(partial, output)
+    return True
+
+
+def _write_facts(
+    partial: Path,
+    cut: str,
+    encoded: str | None,
+    config: ConfigDict,
+    networks: Networks,
+) -> None:
     facts = {
         "version": records.VERSION,
         "clips": cut,
@@ -129,10 +150,6 @@ def _prepare(
         "count": len(records.read_index(partial)),
     }
     (partial / records.SUMMARY).write_text(json.dumps(facts, indent=2) + "\n")
-    checksums.write(partial, ("work",))
-    shutil.rmtree(partial / "work")
-    _publish(partial, output)
-    return True
 
 
 def _videos(source: Path, config: ConfigDict) -> tuple[list[Video], list[clips.Reject]]:
@@ -236,7 +253,7 @@ def _fingerprints(
     if not config.prepare.encode:
         return cut, None
     sections = [config[name].to_dict() for name in ("codec", "wav2vec", "text")]
-    read = [config.networks[name] for name in ("speech", "text", "tokenizer")]
+    read = [_content(config.networks[name]) for name in _READ_WITH]
     codec = fingerprint(networks.codec)
     return cut, _digest([cut, codec, speech, sections, read])
 
@@ -252,6 +269,23 @@ def _stamps(path: Path, suffixes: Iterable[str]) -> list[tuple[int, int] | None]
     files = [path.with_suffix(suffix) if suffix else path for suffix in suffixes]
     stats = [file.stat() if file.exists() else None for file in files]
     return [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
+def _content(network: str) -> str | list[tuple[str, str]]:
+    """The files that a network's name means, by what is in them; other names as such.
+
+    One on the hub is its name: which revision is in the cache is not asked.
+    """
+    path = Path(network)
+    if not path.exists():
+        return network
+    found = []
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            found.append((file.relative_to(path).as_posix(), digest))
+    return found
 
 
 def _digest(value: Any) -> str:

@@ -3,14 +3,18 @@
     FOLDER/<name>.000007.clip.npz    a clip's record, before people are known
     FOLDER/<name>.video.json         the video is done; what was left out of it
 
+    .OUTPUT.lock                     beside a dataset that a run makes: no other may
+
 <name> is a hash of the video's id, so no file name can do harm. Files appear whole.
 """
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,33 @@ from data_pipelines.prepare.importers import Video
 from tavr_jax.errors import InputError
 
 _MARKER = ".video.json"
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """No other run makes `output` meanwhile; the lock ends with the process.
+
+    Where no lock can be had, nothing can be written either, or the disk is one of many
+    machines that knows no locks: there nobody watches.
+    InputError: another run is at it.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path, lock = output.with_name(f".{output.name}.lock"), None
+    try:
+        lock = _locked(path)
+    except BlockingIOError as error:
+        raise InputError(
+            f"--output {output}: another launch.prepare_data is writing it; wait for "
+            "it, or choose another folder"
+        ) from error
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        if lock is not None:
+            path.unlink(missing_ok=True)
+            os.close(lock)
 
 
 def prepare_video(video: Video, settings: ClipSettings, folder: Path) -> None:
@@ -115,6 +146,22 @@ class _whole_file:
                 os.replace(self._temporary, self._path)
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> int:
+    """The open lock file of that name. BlockingIOError: somebody else has it."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                return lock
+        except FileNotFoundError:
+            pass  # whoever had it has just removed it: no file of that name is this one
+        except OSError:
+            os.close(lock)
+            raise
+        os.close(lock)
 
 
 def _finish(video: Video, left_out: list[Reject], folder: Path) -> None:
