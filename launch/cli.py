@@ -1,4 +1,5 @@
-"""How a command ends: one clear line and exit code 2 for bad input, no traceback."""
+"""How a command ends: one clear line and exit code 2 for bad input, no traceback; 1
+where the same may work later."""
 
 import os
 import sys
@@ -9,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from tavr_jax.errors import InputError
+from tavr_jax.errors import InputError, PassingError
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -69,7 +70,8 @@ def enable_compilation_cache() -> None:
 
 
 def run(main: Callable[[], None], doc: str, positional: int = 0) -> None:
-    """Parse flags, call `main`, turn bad input into one line and exit code 2.
+    """Parse flags, call `main`, turn bad input into one line and exit code 2, what may
+    pass into one and exit code 1.
 
     `positional` is how many arguments beside flags the command takes.
     """
@@ -80,11 +82,11 @@ def run(main: Callable[[], None], doc: str, positional: int = 0) -> None:
     try:
         _parse(sys.argv, positional)
         main()
-    except InputError as error:
+    except (InputError, PassingError) as error:
         if flags.FLAGS.is_parsed() and DEBUG.value:
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from tavr_jax.errors import InputError
+from tavr_jax.errors import InputError, PassingError
 
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0; on a TPU pod and in SLURM found."
@@ -31,6 +31,9 @@ PROCESSES = flags.DEFINE_string("processes", None, "Processes of this run; likew
 PROCESS = flags.DEFINE_string("process", None, "Which of them this is, from 0.")
 
 PATIENCE = 300  # seconds that processes wait for each other to start
+# The same in a pod of Kubernetes (ours): nodes that replace preempted ones may take
+# long to come, and where one pod fails nobody waits, as the whole set is restarted.
+KUBERNETES_PATIENCE = 3600
 
 _VARIABLES = {
     "coordinator": "TAVR_COORDINATOR",
@@ -64,8 +67,8 @@ def initialize() -> None:
     """Join the other processes of this run, where there are any.
 
     Call it before anything asks JAX for a device: afterwards jax.devices() are those of
-    all processes. InputError: values that are incomplete or impossible, or nobody at
-    the address.
+    all processes. InputError: values that are incomplete or impossible. PassingError:
+    nobody is at the address, for now.
     """
     given = {"coordinator": COORDINATOR, "processes": PROCESSES, "process": PROCESS}
     values = {n: f.value or os.environ.get(_VARIABLES[n]) for n, f in given.items()}
@@ -75,10 +78,16 @@ def initialize() -> None:
         address, count, index = _checked(values)
         _meet(address, count, index)
         jax.distributed.initialize(
-            address, count, index, initialization_timeout=PATIENCE
+            address, count, index, initialization_timeout=patience()
         )
     elif _in_pod():
         _initialize_pod()
+
+
+def patience() -> int:
+    """Seconds that processes wait for each other to start."""
+    in_kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ
+    return KUBERNETES_PATIENCE if in_kubernetes else PATIENCE
 
 
 def alone(command: str) -> None:
@@ -127,7 +136,8 @@ def _checked(values: dict[str, str | None]) -> tuple[str, int, int]:
 
 
 def _meet(address: str, count: int, index: int) -> None:
-    """InputError where JAX would abort the process: port taken, or nobody there."""
+    """One line where JAX would abort the process: InputError for a port that is taken,
+    PassingError where nobody is there."""
     host, _, port = address.rpartition(":")
     if index == 0:
         # JAX itself gives up with a stack trace; then this line tells what it was.
@@ -139,15 +149,15 @@ def _meet(address: str, count: int, index: int) -> None:
             raise InputError(
                 f"--coordinator: {address}: {error.strerror}; give another port"
             ) from error
-    host, until = host.strip("[]"), time.monotonic() + PATIENCE
+    host, until = host.strip("[]"), time.monotonic() + patience()
     while True:
         try:
             with socket.create_connection((host, int(port)), timeout=5):
                 return
         except OSError as error:
             if time.monotonic() > until:
-                raise InputError(
-                    f"--coordinator: {address}: no answer in {PATIENCE} s "
+                raise PassingError(
+                    f"--coordinator: {address}: no answer in {patience()} s "
                     f"({error}); start process 0 there, on a network all can reach"
                 ) from error
             time.sleep(0.2)
@@ -169,13 +179,21 @@ def _in_slurm() -> bool:
 
 def _initialize_pod() -> None:
     try:
-        jax.distributed.initialize(initialization_timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
+        jax.distributed.initialize(initialization_timeout=patience())
+    except ValueError as error:
         raise InputError(
-            f"--coordinator: not found in the environment ({line}); give it with "
-            "--processes and --process, or --processes=1 to run alone"
+            f"--coordinator: not found in the environment ({_line(error)}); give it "
+            "with --processes and --process, or --processes=1 to run alone"
         ) from error
+    except (RuntimeError, OSError) as error:  # no name, no metadata, no answer yet
+        raise PassingError(
+            f"--coordinator: the other processes were not met in {patience()} s "
+            f"({_line(error)}); start this again when all machines are there"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _leave(code: int) -> None:

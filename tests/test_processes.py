@@ -28,7 +28,7 @@ import toy
 
 from configs import same_scene
 from launch import build, distributed
-from tavr_jax.errors import InputError
+from tavr_jax.errors import InputError, PassingError
 from tavr_jax.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -281,7 +281,7 @@ def test_a_pod_is_joined_where_the_environment_has_one(monkeypatch, variables, j
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **k: called.append(k))
     distributed.initialize()
-    assert called == [{"initialization_timeout": distributed.PATIENCE}] * joins
+    assert called == [{"initialization_timeout": distributed.patience()}] * joins
     refused = pytest.raises(InputError, match="x: runs in one process")
     with refused if joins else contextlib.nullcontext():
         distributed.alone("x")
@@ -293,5 +293,45 @@ def test_an_address_that_cannot_be_used_is_one_line(monkeypatch):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(InputError, match=f"{address}: [^\n]*another port$"):
             distributed._meet(address, 2, 0)
-    with pytest.raises(InputError, match=f"{address}: no answer [^\n]*$"):
+    with pytest.raises(PassingError, match=f"{address}: no answer [^\n]*$"):
         distributed._meet(address, 2, 1)
+
+
+# A worker of a slice, as libtpu and GKE describe it; it waits for no one's name.
+WORKER = """
+import sys
+from jax._src.clusters import cloud_tpu_cluster
+from launch import cli, distributed
+cloud_tpu_cluster.running_in_cloud_tpu_vm = True
+distributed.KUBERNETES_PATIENCE = int(sys.argv.pop())
+def main():
+    with distributed.joined():
+        raise AssertionError("nobody was there")
+cli.run(main, "")
+"""
+
+
+@pytest.mark.parametrize(
+    ("worker", "seconds", "code", "said"),
+    [
+        # its peers may come: a JobSet starts it again
+        ("1", "0", 1, "error: --coordinator: the other processes were not met in 0 s "),
+        # what is wrong stays wrong: a JobSet fails (pod_jobset.py)
+        ("one", "60", 2, "error: --coordinator: not found in the environment ("),
+    ],
+)
+def test_a_coordinator_that_is_late_is_no_bad_input(worker, seconds, code, said):
+    place = {"JAX_PLATFORMS": "tpu,cpu", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    place |= {"TPU_WORKER_HOSTNAMES": "a.invalid,b.invalid", "TPU_WORKER_ID": worker}
+    place |= {"MEGASCALE_NUM_SLICES": "1", "MEGASCALE_SLICE_ID": "0"}
+    place |= {"MEGASCALE_COORDINATOR_ADDRESS": "localhost"}
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, seconds],
+        cwd=ROOT,
+        env=os.environ | place,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
