@@ -69,6 +69,18 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
 
 
+def exact_products() -> None:
+    """Products of float32 numbers are those of float32, unless
+    JAX_DEFAULT_MATMUL_PRECISION says otherwise.
+
+    By itself JAX rounds them to bfloat16 on TPUs and to TF32 on NVIDIA's GPUs, and what
+    a config declares to be float32 would be so on CPUs alone. Products of bfloat16
+    numbers stay what they are.
+    """
+    if jax.config.jax_default_matmul_precision is None:
+        jax.config.update("jax_default_matmul_precision", "float32")
+
+
 def run(main: Callable[[], None], doc: str, positional: int = 0) -> None:
     """Parse flags, call `main`, turn bad input into one line and exit code 2, what may
     pass into one and exit code 1.
@@ -79,6 +91,7 @@ def run(main: Callable[[], None], doc: str, positional: int = 0) -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(_help(doc))
         sys.exit(0)
+    exact_products()
     try:
         _parse(sys.argv, positional)
         main()

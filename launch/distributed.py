@@ -35,6 +35,7 @@ PATIENCE = 300  # seconds that processes wait for each other to start
 # long to come, and where one pod fails nobody waits, as the whole set is restarted.
 KUBERNETES_PATIENCE = 3600
 
+_PACKAGES = {"cuda": "jax[cuda12]", "tpu": "jax[tpu]"}  # of a platform of JAX
 _VARIABLES = {
     "coordinator": "TAVR_COORDINATOR",
     "processes": "TAVR_PROCESSES",
@@ -52,6 +53,7 @@ def joined() -> Iterator[None]:
     leave together. Before and after the loop Ctrl-C ends only the process it went to.
     """
     initialize()
+    _check_devices()
     try:
         yield
     except KeyboardInterrupt:
@@ -167,7 +169,7 @@ def _in_pod() -> bool:
     """Does the environment know other processes of this run?"""
     if _in_slurm():
         return True
-    # JAX sets it where it finds TPU chips. One host alone is a pod of one.
+    # Set by launch.pod, or by JAX where it finds chips. One host alone is a pod of one.
     return (jax.config.jax_platforms or "").startswith("tpu")
 
 
@@ -183,13 +185,32 @@ def _initialize_pod() -> None:
     except ValueError as error:
         raise InputError(
             f"--coordinator: not found in the environment ({_line(error)}); give it "
-            "with --processes and --process, or --processes=1 to run alone"
+            "with --processes and --process, or --processes=1 to run alone (and is "
+            "libtpu here? pip install 'jax[tpu]')"
         ) from error
     except (RuntimeError, OSError) as error:  # no name, no metadata, no answer yet
         raise PassingError(
             f"--coordinator: the other processes were not met in {patience()} s "
             f"({_line(error)}); start this again when all machines are there"
         ) from error
+
+
+def _check_devices() -> None:
+    """PassingError where the platform that JAX_PLATFORMS puts first is not there: JAX
+    passes over CUDA where it sees no GPU, and training would go on on a CPU."""
+    asked = jax.config.jax_platforms or ""
+    package = _PACKAGES.get(asked.partition(",")[0])
+    if package is None:
+        return
+    try:
+        wrong = "only a CPU" if jax.default_backend() == "cpu" else ""
+    except RuntimeError as error:
+        wrong = f"nothing ({_line(error)})"
+    if wrong:
+        raise PassingError(
+            f"JAX_PLATFORMS={asked}: JAX found {wrong}; are devices and driver here, "
+            f"and {package} in this Python?"
+        )
 
 
 def _line(error: Exception) -> str:

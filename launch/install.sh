@@ -1,5 +1,6 @@
 # Sourced by the other scripts: makes .venv and installs the package under the pins.
-# Does nothing when setup.py and constraints.txt have not changed since.
+# Does nothing when setup.py and constraints.txt have not changed since. JAX comes for
+# CPUs; for others, into the same .venv: pip install 'jax[cuda12]' or 'jax[tpu]'.
 
 install() {
   local python="${PYTHON:-python3}" stamp=".venv/.installed" want

@@ -55,6 +55,13 @@ class Job:
         return f"{self.workdir}/xla"
 
     @property
+    def variables(self) -> dict[str, str]:
+        """Of the environment. With a platform named, what is missing of it ends the run
+        (launch/distributed.py) where JAX by itself would go on on a CPU."""
+        kind = "cuda" if self.topology.kind == "gpu" else "tpu"
+        return {"JAX_COMPILATION_CACHE_DIR": self.cache, "JAX_PLATFORMS": f"{kind},cpu"}
+
+    @property
     def train(self) -> list[str]:
         """Arguments of python: the same ones start the run and resume it. That it is
         one process of many is found by launch/distributed.py, by JAX's own means."""

@@ -24,10 +24,12 @@ batch.kubernetes.io/job-completion-index=0
 #
 # Node pools, one a slice: {machine}, {hosts} nodes, {placed} {dims}{tier}.
 # Bad input (exit code 2) fails the JobSet at once (rules of a failure policy: JobSet
-# 0.6 and newer, from memory). The account of the nodes has to read the dataset's bucket
-# and to write the workdir's: a pod on the host's network is that account. Nodes of the
-# spot tier leave less than the grace period (from memory 15 to 25 s): then the last
-# checkpoint counts. Variables of multi-slice runs come from GKE (from memory).
+# 0.6 and newer, from memory); a pod waits an hour for the others before it fails, and
+# what may pass restarts the run. The image has jax[tpu]. The account of the nodes has
+# to read the dataset's bucket and to write the workdir's: a pod on the host's network
+# is that account. Nodes of the spot tier leave less than the grace period (from memory
+# 15 to 25 s): then the last checkpoint counts. Variables of multi-slice runs come from
+# GKE (from memory).
 """
 _SELECT = "cloud.google.com/gke-"
 
@@ -126,7 +128,7 @@ def _container(job: Job) -> dict[str, Any]:
         "image": job.image,
         "command": ["python"],
         "args": [_plain(argument) for argument in job.train],
-        "env": [{"name": "JAX_COMPILATION_CACHE_DIR", "value": _plain(job.cache)}],
+        "env": [{"name": n, "value": _plain(v)} for n, v in job.variables.items()],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
         "resources": {"requests": tpus, "limits": tpus},
         "securityContext": {"privileged": True, "runAsUser": 0},

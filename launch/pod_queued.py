@@ -25,6 +25,7 @@ _HEAD = """\
 #   until bash FILE || [ $? -eq 2 ]; do sleep 60; done
 # A worker that dies takes the others with it after some 100 s (jax.distributed).
 #
+# The image has jax[tpu] (launch/Dockerfile).
 # Many workers: run `ssh-add ~/.ssh/google_compute_engine` first. The service account
 # of the machines has to read the image and to write to the bucket.
 # Not tried on a TPU: the runtime version (a name from public scripts), that gcloud
@@ -148,7 +149,8 @@ def _run(job: Job) -> str:
     command = [
         "sudo", "docker", "run", "--detach", "--name", job.name, "--privileged",
         "--user=0", "--network=host", "--ipc=host", f"--stop-timeout={GRACE}",
-        f"--env=JAX_COMPILATION_CACHE_DIR={job.cache}", job.image, "python", *job.train,
+        *(f"--env={name}={value}" for name, value in job.variables.items()),
+        job.image, "python", *job.train,
     ]  # fmt: skip
     return (
         f'if [ "$({running} 2>/dev/null)" = true ]; then echo "already running"; else '

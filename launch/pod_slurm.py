@@ -17,6 +17,10 @@ _SCRIPT = """\
 #   sbatch FILE        from the checkout, which every node sees; partition, account and
 #                      time limit are yours: sbatch --partition=P --time=24:00:00 FILE
 #
+# The checkout's .venv needs JAX for CUDA, which launch/install.sh does not bring:
+#   .venv/bin/pip install --constraint constraints.txt 'jax[cuda12]'
+# Without it, or on a machine without a GPU, the run ends at once with one line.
+#
 # SIGTERM comes {warning} s before the time limit: the run saves at the next step, ends,
 # and the job queues again; the same command resumes it. Where a checkpoint takes
 # longer than that, sbatch --signal=TERM@SECONDS.
@@ -35,7 +39,7 @@ _SCRIPT = """\
 #SBATCH --requeue
 set -euo pipefail
 cd -- "${{SLURM_SUBMIT_DIR:?start this file with sbatch}}"
-export JAX_COMPILATION_CACHE_DIR={cache}
+{variables}
 
 code=0
 # The first task to end must not end the others: they may still be saving.
@@ -57,6 +61,9 @@ def render(job: Job) -> str:
         nodes=job.topology.hosts,
         gpus=job.topology.chips_per_host,
         warning=WARNING,
-        cache=shlex.quote(job.cache),
+        variables="\n".join(
+            f"export {name}={shlex.quote(value)}"
+            for name, value in job.variables.items()
+        ),
         train=shlex.join(job.train),
     )

@@ -7,7 +7,8 @@
     owner/name@revision:weights.pth      of a branch, tag or commit
 
 Downloads go through the hub's own cache and token (HF_HOME, HF_TOKEN); what is in the
-cache is found without a network.
+cache is found without a network. A hub that is busy or out of reach is a PassingError:
+the same command may work later.
 """
 
 import glob
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tavr_jax import storage
-from tavr_jax.errors import InputError
+from tavr_jax.errors import InputError, PassingError
 from tavr_jax.storage import Place
 
 _HUB = re.compile(
@@ -33,7 +34,7 @@ def resolve(
     """The file or folder that `source` names, fetched if it has to be.
 
     `patterns`: which files of a whole repository are fetched. InputError, which begins
-    with `flag`, if it is not here and cannot be had.
+    with `flag`, if it is not here and cannot be had; PassingError, if perhaps later.
     """
     if storage.is_bucket(source):
         return _in_bucket(source, flag)
@@ -68,7 +69,8 @@ def resolve(
             local_files_only=offline is not None,
         )
     except failures as error:
-        raise InputError(f"{flag} {source}: {_why(offline, error)}") from error
+        kind = PassingError if _may_pass(offline or error) else InputError
+        raise kind(f"{flag} {source}: {_why(offline, error)}") from error
     path = Path(folder, file or "")
     if not path.exists():
         raise InputError(
@@ -86,6 +88,21 @@ def _in_bucket(source: str, flag: str) -> Place:
             "from a disk: copy them to one"
         )
     return path
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the hub is busy or out of reach, or has refused."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return False
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status >= 500 or status in (408, 429)
+    if isinstance(error, (errors.HTTPError, ConnectionError, TimeoutError)):
+        return True
+    # The hub's package says that a file is not in the cache, because of something.
+    return error.__cause__ is not None and _may_pass(error.__cause__)
 
 
 def _why(offline: Exception | None, error: Exception) -> str:

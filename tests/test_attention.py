@@ -105,6 +105,21 @@ def test_splash_is_the_plain_softmax(n, m, masked):
     agree(lambda *a: attend(*a, mask, "splash"), inputs(n, m), mask)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_splash_asks_for_exact_products_of_float32_alone(dtype):
+    """Commands set the precision (launch/cli.py), and Mosaic compiles no such product
+    of 16-bit numbers; the gradient's are traced outside of the call."""
+    arrays = [x.astype(dtype) for x in inputs(5, 3)]
+
+    def loss(*arrays):
+        return attend(*arrays, None, "splash").astype(jnp.float32).sum()
+
+    with jax.default_matmul_precision("float32"):
+        traced = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
+    assert str(traced).count("pallas_call[") == 3
+    assert ("HIGHEST" in str(traced)) == (dtype == "float32")
+
+
 @pytest.mark.parametrize("m", [1, 37])
 def test_kept_keys_in_front_and_a_length_are_the_mask(monkeypatch, m):
     """cuDNN's call, answered by XLA: what is ours of it."""

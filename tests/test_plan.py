@@ -212,6 +212,7 @@ def test_a_real_plan(tmp_path):
     pytest.importorskip("libtpu", reason="no libtpu: pip install 'tavr_jax[plan]'")
     file = tmp_path / "plan.json"
     sizes = ["--config=configs/cross_scene.py:tiny", "--topology=v6e:2x2"]
+    sizes += ["--config.model.dtype=bfloat16"]  # whose kernel is particular: see splash
     layout = ["--config.parallel.data=2", "--config.parallel.context=2"]
     done = plan(*sizes, *layout, f"--output={file}")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -294,8 +295,9 @@ def test_the_plan_compiles_the_very_program_that_training_runs(tmp_path):
 
 PLANNED = """
 from configs import same_scene
-from launch import plan_program
+from launch import cli, plan_program
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
+cli.exact_products()
 config = same_scene.get_config("tiny")
 mesh = make_mesh(MeshConfig(**config.parallel))
 plan_program.train(config, mesh).lowered().compile()

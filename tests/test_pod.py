@@ -200,6 +200,7 @@ def test_queued_brings_up_and_runs_what_was_given(play):
     assert ["docker", "pull", given.image] in calls
     started = next(c for c in calls if c[:2] == ["docker", "run"])
     assert "--env=JAX_COMPILATION_CACHE_DIR=gs://bucket/run/xla" in started
+    assert "--env=JAX_PLATFORMS=tpu,cpu" in started  # without chips it ends
     image = started.index(given.image)
     assert started[image + 1] == "python"
     assert_as_given(started[image + 2 :], given)
@@ -243,6 +244,7 @@ def test_slurm_runs_what_was_given_a_task_a_gpu(play):
     assert header["nodes"] == "2"
     assert header["ntasks-per-node"] == header["gpus-per-node"] == "4"
     assert header["signal"] == "TERM@120"
+    assert "\nexport JAX_PLATFORMS=cuda,cpu\n" in text  # without GPUs it ends
     assert text.rindex("#SBATCH") < text.index("\nset -euo")  # as far as sbatch reads
     requeue = [["scontrol", "requeue", "11"]]  # only what stopped before its last step
     for ended, again in {0: [], 130: requeue, 2: [], 139: []}.items():
@@ -300,6 +302,7 @@ def test_jobset_is_the_manifest_and_runs_what_was_given(changes):
     assert inner["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
     assert found["spec"]["failurePolicy"]["maxRestarts"] == given.restarts
     assert {p["containerPort"] for p in container["ports"]} == {8471, 8080}
+    assert {"name": "JAX_PLATFORMS", "value": "tpu,cpu"} in container["env"]
     assert container["command"] == ["python"]  # process 1: SIGTERM reaches it
     assert_as_given([as_kubernetes_fills_in(a) for a in container["args"]], given)
 

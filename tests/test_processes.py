@@ -297,6 +297,55 @@ def test_an_address_that_cannot_be_used_is_one_line(monkeypatch):
         distributed._meet(address, 2, 1)
 
 
+JOINS = """
+from launch import cli, distributed
+def main():
+    with distributed.joined():
+        print("joined")
+cli.run(main, "")
+"""
+
+
+def started(code, *arguments, **variables):
+    command = [sys.executable, "-c", code, *arguments]
+    place = os.environ | variables
+    return subprocess.run(
+        command, cwd=ROOT, env=place, capture_output=True, text=True, timeout=60
+    )
+
+
+MULTIPLIES = """
+import jax, jax.numpy as jnp
+from launch import cli
+def main():
+    print(jax.jit(jnp.matmul).lower(*[jnp.ones((2, 2))] * 2).as_text())
+cli.run(main, "")
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [({}, "HIGHEST"), ({"PRECISION": "bfloat16"}, "DEFAULT")]
+)
+def test_what_a_command_multiplies_in_float32_is_float32(asked, told):
+    """On TPUs and GPUs too, which round by themselves; a user may say otherwise."""
+    given = {f"JAX_DEFAULT_MATMUL_{name}": value for name, value in asked.items()}
+    done = started(MULTIPLIES, **given)
+    assert f"precision = [{told}, {told}]" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="has such devices")
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "cpu"])
+def test_a_platform_that_is_asked_for_is_there_or_the_run_ends(platform):
+    """JAX passes over CUDA where it sees no GPU; what launch.pod writes asks for it."""
+    done = started(JOINS, JAX_PLATFORMS=f"{platform},cpu", TAVR_PROCESSES="1")
+    if platform == "cpu":
+        assert (done.returncode, done.stdout) == (0, "joined\n"), done.stderr
+        return
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: JAX_PLATFORMS={platform},cpu: JAX found" in done.stderr
+    assert f"jax[{platform}" in done.stderr.splitlines()[-1]
+
+
 # A worker of a slice, as libtpu and GKE describe it; it waits for no one's name.
 WORKER = """
 import sys
@@ -325,13 +374,6 @@ def test_a_coordinator_that_is_late_is_no_bad_input(worker, seconds, code, said)
     place |= {"TPU_WORKER_HOSTNAMES": "a.invalid,b.invalid", "TPU_WORKER_ID": worker}
     place |= {"MEGASCALE_NUM_SLICES": "1", "MEGASCALE_SLICE_ID": "0"}
     place |= {"MEGASCALE_COORDINATOR_ADDRESS": "localhost"}
-    done = subprocess.run(
-        [sys.executable, "-c", WORKER, seconds],
-        cwd=ROOT,
-        env=os.environ | place,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = started(WORKER, seconds, **place)
     assert done.returncode == code
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1

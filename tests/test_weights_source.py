@@ -1,11 +1,13 @@
 """In processes of their own: the hub's package reads HF_HOME when it is imported."""
 
+import http.server
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = """
 import json, sys, time
 from launch import weights_source
-from tavr_jax.errors import InputError
+from tavr_jax.errors import InputError, PassingError
 weights_source._SECONDS = float(sys.argv[1])
 for source in sys.argv[2:]:
     started = time.monotonic()
@@ -26,13 +28,15 @@ for source in sys.argv[2:]:
         answer = str(weights_source.resolve(source))
     except InputError as error:
         answer = f"error: {error}"
+    except PassingError as error:
+        answer = f"later: {error}"
     print(json.dumps([answer, time.monotonic() - started]))
 """
 
 
-def ask(home: Path, endpoint: str, *sources: str, seconds=5.0) -> list:
+def ask(home: Path, endpoint: str, *sources: str, seconds=5.0, **variables) -> list:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint}
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, **variables}
     command = [sys.executable, "-c", CODE, str(seconds), *sources]
     done = subprocess.run(
         command,
@@ -92,7 +96,7 @@ def test_without_a_network_the_cache_is_the_hub(tmp_path, nowhere):
     for reason, source in zip(
         reasons[1:], ("owner/other", "owner/name@v2"), strict=True
     ):
-        start = f"error: --checkpoint {source}: not a local file and the hub cannot be"
+        start = f"later: --checkpoint {source}: not a local file and the hub cannot be"
         assert reason.startswith(start) and reason.endswith(
             "download it elsewhere and give its path, or set HF_HOME to a cache that "
             "holds it"
@@ -107,5 +111,36 @@ def test_a_silent_hub_is_given_up(tmp_path):
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         answers = ask(tmp_path, endpoint, "owner/name:x.pth", seconds=0.5)
+    assert answers[0][0].startswith("later: ")
     assert "the hub cannot be reached" in answers[0][0]
     assert time.monotonic() - started < 30
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """Answers every question with the number in the asked name."""
+
+    def do_GET(self):
+        self.send_response(int(re.search(r"status(\d+)", self.path)[1]))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_a_busy_hub_may_pass_and_a_refusal_does_not(tmp_path, offline):
+    """After an InputError launch.pod would start nothing again."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        busy, refused = ("503", "500", "429"), ("404", "401", "403")
+        names = [f"owner/status{number}" for number in (*busy, *refused)]
+        endpoint = f"http://127.0.0.1:{hub.server_port}"
+        given = {} if offline == "0" else {"HF_HUB_OFFLINE": "1"}
+        answers = ask(tmp_path, endpoint, *names, **given)
+        hub.shutdown()
+    kinds = [answer.partition(":")[0] for answer, _ in answers]
+    passing = ["later"] * 3 if offline == "0" else ["error"] * 3
+    assert kinds == [*passing, *["error"] * 3]

@@ -5,7 +5,9 @@ multiples of its blocks. Queries are scaled before, both lengths are padded, and
 that is masked or padding belongs to another segment than every query.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -74,7 +76,10 @@ def attend(
         kept = jnp.pad(kept, ((0, 0), (0, columns - m))).astype(jnp.int32)
         segments = splash.SegmentIds(q=jnp.ones((batch, rows), jnp.int32), kv=kept)
     q = (q.astype(jnp.float32) / math.sqrt(d)).astype(q.dtype)
-    out = jax.vmap(kernel)(
+    attended = jax.vmap(kernel)
+    if q.dtype.itemsize == 2:
+        attended = _in_one_pass(attended)
+    out = attended(
         _laid_out(q, rows), _laid_out(k, columns), _laid_out(v, columns), segments
     )
     return out[:, :, :n].swapaxes(1, 2)
@@ -87,6 +92,32 @@ def fit(n: int, m: int, most: Blocks) -> Blocks:
     pieces = math.ceil(m / count / most.compute)
     compute = _share(m, count * pieces)
     return Blocks(q, pieces * compute, compute)
+
+
+def _in_one_pass(attended: Callable[..., Array]) -> Callable[..., Array]:
+    """`attended` with JAX's default precision of products, forwards and backwards,
+    whatever jax_default_matmul_precision is: Mosaic refuses more for 16-bit numbers.
+
+    A kernel's gradient is traced where somebody asks for it, outside of any context
+    around the call: hence a gradient rule of its own.
+    """
+    default = functools.partial(jax.default_matmul_precision, "default")
+
+    @jax.custom_vjp
+    def call(*operands):
+        with default():
+            return attended(*operands)
+
+    def forwards(*operands):
+        with default():
+            return jax.vjp(attended, *operands)
+
+    def backwards(pull, slopes):
+        with default():
+            return pull(slopes)
+
+    call.defvjp(forwards, backwards)
+    return call
 
 
 def _most() -> Blocks:
