@@ -4,13 +4,15 @@ import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import sources
-from launch import stages
+from launch import shipped, stages, weights_source
+from launch.build import PACKAGED, UNTRAINED
 from launch.pod_job import Job
 from launch.pod_topology import Topology
 from tavr_jax import storage
@@ -24,6 +26,10 @@ KINDS = {
     "v6e": "TPU v6 lite",
     "tpu7x": "TPU7x",
 }
+# of section networks; the others are read by launch.prepare_data alone
+_NETWORKS = ("codec", "text", "tokenizer", "speech", "face", "lipsync")
+_SUFFIXES = tuple(p[1:] for p in weights_source.PATTERNS)
+_COPIED = ("tavr_jax", "configs", "data_pipelines", "launch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,11 @@ def check(job: Job, config: ConfigDict) -> Mesh:
     mesh = planned(meshes.MeshConfig(**config.parallel), job.topology, job.slices)
     sharding.batch(mesh, config.data.batch_size, stages.members(config))
     stages.check_parts(config, mesh)
+    heads, tensor = config.model.num_heads, mesh.shape["tensor"]
+    if config.stage in stages.PAIRED and heads % tensor:
+        raise InputError(
+            f"parallel.tensor: {tensor} does not divide model.num_heads {heads}"
+        )
     return mesh
 
 
@@ -60,17 +71,46 @@ def check_script(text: str) -> None:
 
 
 def _check_inputs(job: Job, config: ConfigDict) -> None:
-    """What is read has to be where the machines see it."""
-    given = [("data.path", path) for path in sources.paths(config)]
-    start = config.init_from
-    if start and (start[0] in "/.~" or Path(start).exists()):  # no name on the hub
-        given.append(("init_from", start))
-    for field, path in given:
-        if job.target != "slurm" and not storage.is_bucket(path):
+    """What is read has to be where the machines see it, as what they read."""
+    apart = job.target != "slurm"
+    for path in sources.paths(config):
+        if apart and not storage.is_bucket(path):
+            _not_there(job, "data.path", path, "gs://BUCKET/FOLDER")
+    values = {f"networks.{name}": config.networks[name] for name in _NETWORKS}
+    values |= {"evaluation.face": config.evaluation.face}
+    on_hub = "OWNER/NAME:FILE of the Hugging Face hub"
+    for field, source in values.items():
+        if source in (PACKAGED, UNTRAINED):
+            continue
+        if storage.is_bucket(source):
             raise InputError(
-                f"--config.{field}={path}: the machines of --target={job.target} "
-                "share no disk; give gs://BUCKET/FOLDER"
+                f"--config.{field}={source}: files of weights are read from a disk or "
+                f"from the hub, not from buckets; give {on_hub}"
             )
+        if apart and weights_source.is_local(source) and not _in_image(source):
+            _not_there(job, field, source, on_hub)
+    start = config.init_from
+    if storage.is_bucket(start) and Path(start).suffix in _SUFFIXES:
+        raise InputError(
+            f"--config.init_from={start}: of buckets only folders of ours are read; "
+            "make one with launch.convert_weights and copy it there, or give a name "
+            "on the Hugging Face hub"
+        )
+    here = start and not shipped.is_named(start) and weights_source.is_local(start)
+    if apart and here and not _in_image(start):
+        _not_there(job, "init_from", start, "gs://BUCKET/FOLDER")
+
+
+def _in_image(path: str) -> bool:
+    """Whether launch/Dockerfile copies this file of the checkout."""
+    return Path(path).parts[0] in _COPIED and Path(path).exists()
+
+
+def _not_there(job: Job, field: str, path: str, instead: str) -> NoReturn:
+    raise InputError(
+        f"--config.{field}={path}: the machines of --target={job.target} share no "
+        f"disk; give {instead}"
+    )
 
 
 def planned(config: meshes.MeshConfig, topology: Topology, slices: int) -> Mesh:

@@ -80,6 +80,14 @@ def resolve(
     return path
 
 
+def is_local(source: str) -> bool:
+    """Whether `source` is a path of this machine, there or not: neither of a bucket nor
+    a name on the hub."""
+    if storage.is_bucket(source):
+        return False
+    return Path(source).exists() or not _HUB.fullmatch(source)
+
+
 def _in_bucket(source: str, flag: str) -> Place:
     path = storage.reached(source, flag)
     if not ((path / "params").is_dir() or (path / "checkpoints").is_dir()):

@@ -16,7 +16,6 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import cross_scene, policy
 from launch import pod_fields, pod_fit, pod_jobset, pod_queued, pod_slurm
 from launch.pod_job import Job, name_of
 from launch.pod_topology import CHIPS, Topology, parse, valid_shapes
@@ -356,42 +355,6 @@ def test_refused_in_one_line(target, changes, message):
 def test_every_config_name_becomes_a_name():
     for name in ("cross_scene:tavr_14b", "9 lives", "-", "é", "x" * 60):
         assert job("jobset", name=name_of(name)).name
-
-
-def config(stage=cross_scene, **parallel):
-    c = stage.get_config("tavr_14b")
-    c.data.path, c.data.batch_size = "gs://bucket/data", 256
-    c.parallel.update(parallel)
-    return c
-
-
-def test_the_mesh_is_over_all_devices_of_all_slices():
-    given = job("jobset", topology=parse("tpu7x:4x4x4"), slices=2)
-    mesh = pod_fit.check(given, config(data=2, context=4))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 32, "context": 4, "tensor": 1}
-    assert len({d.process_index for d in mesh.devices.flat}) == 32
-    table = pod_fit.summary(given, config(data=2, context=4), mesh)
-    rows = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in table.splitlines())
-    assert (rows["hosts"], rows["chips"], rows["chips per host"]) == ("32", "128", "4")
-    held = "4, each shared by 4 devices"
-    assert (rows["global batch"], rows["samples a device"]) == ("256", held)
-
-
-def test_a_config_that_does_not_fit_is_refused():
-    given = job("jobset")
-    with pytest.raises(InputError, match=r"parallel: .*256 devices"):
-        pod_fit.check(given, config(data=3))
-    with pytest.raises(InputError, match=r"parallel\.data: 1: 2 slices.*data=2$"):
-        pod_fit.check(job("jobset", slices=2), config(fsdp=128, context=4))
-    for field, value in (("batch_size", 100), ("path", ""), ("path", "/data")):
-        wrong = config()
-        wrong.data[field] = value
-        with pytest.raises(InputError, match=rf"data\.{field}"):
-            pod_fit.check(given, wrong)
-    # a policy batch counts its rollouts
-    few = config(policy)
-    few.data.batch_size, few.policy.group_size = 32, 8
-    assert pod_fit.check(given, few).shape["fsdp"] == 256
 
 
 # --- the command ----------------------------------------------------------------------
