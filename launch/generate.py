@@ -23,7 +23,6 @@ from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from data_pipelines import detectors, features, video_files
 from data_pipelines.features import SpeechReader
@@ -37,6 +36,7 @@ from launch import (
     readers,
     samples,
 )
+from launch.generate_progress import Progress
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import generate
@@ -49,6 +49,7 @@ cli.config_flag("configs/cross_scene.py:mini")
 def main() -> None:
     """Read everything of a sample, then load, sample, decode and write."""
     distributed.alone("launch.generate")
+    cli.enable_compilation_cache()
     wanted, box = generate_flags.wanted(), generate_flags.person_box()
     path = checkpoints.find(generate_flags.checkpoint())
     config = checkpoints.config_of(path, *checkpoints.flag_config())
@@ -89,14 +90,9 @@ class _Studio:
         self.output = generate.OutputConfig(**config.output)
         self.checkpoint = checkpoints.load(path, config)
         self.codec = build.codec(config)
-        self.bar: tqdm | None = None
+        self.took: float | None = None  # seconds of the last chunk
         self.mesh = make_mesh(MeshConfig(**config.parallel))
-        self.sampler = generate.sampler(
-            self.checkpoint.graph,
-            self.settings,
-            self.mesh,
-            lambda: self.bar.update(),
-        )
+        self.sampler = generate.sampler(self.checkpoint.graph, self.settings, self.mesh)
         codec = fingerprint(self.codec)
         self.tags = checkpoints.provenance(
             self.checkpoint, codec, self.settings, self.seed
@@ -125,14 +121,7 @@ class _Studio:
         )
         written, fps = material.driving.written, config.speech.fps
         print(_plan_line(config.name, material, self.settings, self.seed, len(kept)))
-        count, steps = len(plan.spans), self.settings.steps
-        self.bar = tqdm(
-            total=count * steps,
-            initial=len(kept) * steps,
-            desc="sampling",
-            unit="step",
-            mininterval=2,
-        )
+        progress = Progress(len(plan.spans), len(kept), self.took)
         pieces = generate.pieces(
             self.sampler,
             self.checkpoint.weights,
@@ -141,9 +130,13 @@ class _Studio:
             jax.random.key(self.seed),
             kept,
         )
-        with self.bar:
+        with progress:
             frames = generate.frames(
-                self.codec, pieces, written, self.output, self.mesh
+                self.codec,
+                progress.watched(pieces),
+                written,
+                self.output,
+                self.mesh,
             )
             video_files.write_video(
                 sample.output,
@@ -153,7 +146,7 @@ class _Studio:
                 crf=self.output.crf,
                 metadata=self.tags,
             )
-            jax.effects_barrier()
+        self.took = progress.took
         kept.remove()
         rows, columns = material.target.still.shape[:2]
         print(

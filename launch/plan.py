@@ -6,7 +6,8 @@
 --job train     the step of the config's stage (same_scene and cross_scene are one
                 program; of policy with rollouts and the networks of its rewards)
       rollout   the rollouts of stage 3 alone
-      generate  the sampler of one chunk, and one piece of the video decoder
+      generate  the sampler of one chunk, and one piece of the video decoder; on one
+                host, as launch.generate is one process
 
 It traces the functions that launch.train and launch.generate run, at the config's real
 sizes, and XLA's compiler for TPUs (libtpu, which runs on any x86 Linux; pip install
@@ -81,6 +82,7 @@ def main() -> None:
             f"--topology={place.topology}: only TPUs have a compiler that runs without "
             "them; expected for example v6e:16x16"
         )
+    plan_layouts.check_hosts(JOB.value, place)
     if OUTPUT.value:
         cli.output_file("output", OUTPUT.value)
     _options()  # refused now, not after minutes

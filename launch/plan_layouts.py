@@ -70,6 +70,20 @@ class Counts(NamedTuple):
     frozen: int
 
 
+def check_hosts(job: str, place: Place) -> None:
+    """InputError where launch.generate, which is one process, would have to be many."""
+    hosts = place.slices * place.topology.hosts
+    if job != "generate" or hosts == 1:
+        return
+    kind, chip = place.topology.kind, place.topology.chip
+    alone = [t for s in valid_shapes(chip) if (t := Topology(kind, s)).hosts == 1]
+    raise InputError(
+        f"--topology={place.topology}: launch.generate runs in one process, on one "
+        f"host, and these are {hosts}; the largest of this kind is "
+        f"{max(alone, key=lambda t: t.chips)}"
+    )
+
+
 def counts(config: ConfigDict, job: str) -> Counts:
     """How many learn, and how many are only read."""
     part, additions = config.optimizer.trainable, config.lora.to_dict()
@@ -197,7 +211,8 @@ def nearest(
     config: ConfigDict, job: str, place: Place, limit: float, temporaries: float
 ) -> Change | None:
     """The smallest change that is guessed to fit: another layout of the same devices,
-    remat, more parts of a batch, then more chips. None: nothing was found."""
+    remat, more parts of a batch, then more chips, of generate on one host. None:
+    nothing was found."""
     now = axis_sizes(MeshConfig(**config.parallel), place.devices)
     count = counts(config, job)
     ratio = temporaries / guess(config, job, count, now).rest
@@ -222,6 +237,8 @@ def nearest(
         if found is not None:
             return found._replace(fields={**fields, **found.fields})
     for shape in _larger(place.topology):
+        if job == "generate" and shape.hosts > 1:
+            continue
         found = other_layout(config, Place(shape, place.slices))
         if found is not None:
             return found

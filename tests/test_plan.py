@@ -159,6 +159,27 @@ def test_the_nearest_layout_fits_and_changes_little():
     assert near.place.devices > 4 and near.bytes < 15.75 * GIB
 
 
+def test_a_plan_of_generate_is_of_one_host():
+    """launch.generate is one process (launch/distributed.py: alone)."""
+    config = cross_scene.get_config("tavr_14b")
+    for topology, slices, hosts, most in (
+        ("v5e:4x4", 1, 4, "v5e:2x4"),
+        ("v6e:2x4", 2, 2, "v6e:2x4"),
+        ("tpu7x:4x4x4", 1, 16, "tpu7x:2x2x1"),
+    ):
+        place = plan_layouts.Place(parse(topology), slices)
+        with pytest.raises(InputError, match=f"these are {hosts}; .* is {most}$"):
+            plan_layouts.check_hosts("generate", place)
+        plan_layouts.check_hosts("train", place)
+    small = plan_layouts.Place(parse("v5e:1x1"), 1)
+    count = plan_layouts.counts(config, "generate")
+    rest = plan_layouts.guess(config, "generate", count, (1, 1, 1, 1)).rest
+    near = plan_layouts.nearest(config, "generate", small, 15.75 * GIB, rest)
+    assert near.place.topology.hosts == 1 and near.place.topology.chips > 1
+    # what no host can hold has no plan, however many there are
+    assert plan_layouts.nearest(config, "generate", small, 4 * GIB, rest) is None
+
+
 RESULT = {
     "job": "train", "topology": "v6e:2x2", "slices": 1, "chips": 4, "batch_size": 8,
     "mesh": {"data": 1, "fsdp": 2, "context": 2, "tensor": 1},
@@ -197,7 +218,8 @@ def test_the_page_tells_what_is_compiled_and_guesses_nothing(tmp_path):
 def test_the_published_rows_name_configs_and_slices_that_exist():
     for row in plan_page.read_rows(ROOT / "launch/plans/rows"):
         given = dict(zip(row.arguments, row.arguments[1:], strict=False))
-        assert parse(given["--topology"]).chips >= 1
+        place = plan_layouts.Place(parse(given["--topology"]), 1)
+        plan_layouts.check_hosts(given.get("--job", "train"), place)
         path, size = given["--config"].split(":")
         assert (ROOT / path).exists() and size.startswith("tavr_")
 

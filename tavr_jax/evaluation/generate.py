@@ -134,20 +134,12 @@ class Sampler(NamedTuple):
         return self.denoise(weights, noise, conditions, negative_text, cache)
 
 
-def sampler(
-    graph: nnx.GraphDef,
-    config: SamplerConfig,
-    mesh: Mesh,
-    on_step: Callable[[], None] | None = None,
-) -> Sampler:
-    """Samples with a transformer's graph, on `mesh`, any number of rows at once.
-
-    `on_step` is called from a device after every step, to count.
-    """
+def sampler(graph: nnx.GraphDef, config: SamplerConfig, mesh: Mesh) -> Sampler:
+    """Samples with a transformer's graph, on `mesh`, any number of rows at once."""
 
     @functools.cache
     def compiled(rows: int, still: int) -> Sampler:
-        return programs(graph, config, mesh, rows, on_step, still)
+        return programs(graph, config, mesh, rows, still)
 
     def prefill(weights, conditions):
         with jax.set_mesh(mesh):
@@ -166,7 +158,6 @@ def programs(
     config: SamplerConfig,
     mesh: Mesh,
     rows: int,
-    on_step: Callable[[], None] | None = None,
     still: int = 0,
 ) -> Sampler:
     """The two programs of `sampler` for this many samples and places of their stills,
@@ -174,7 +165,8 @@ def programs(
 
     Samples are split over the batch axes where they divide, else whole on each device;
     guidance branches are split then. Weights and caches stay as they come; the noise is
-    donated.
+    donated. Nothing calls back to count steps: JAX would not keep such a program in its
+    compilation cache, and a start would compile the largest program again.
     """
     schedule = unipc(config.steps, config.shift)
     scales = guidance.Scales(config.text_scale, config.audio_scale)
@@ -197,13 +189,7 @@ def programs(
             guided(*told, cache),
             config.start_use_videoref_step,
         )
-
-        def counted(x, timestep, step):
-            if on_step is not None:
-                jax.debug.callback(on_step)
-            return velocity(x, timestep, step)
-
-        return unipc_sample(counted, noise, schedule, config.round_bf16)
+        return unipc_sample(velocity, noise, schedule, config.round_bf16)
 
     return Sampler(
         jax.jit(prefill, in_shardings=(None, place)),
