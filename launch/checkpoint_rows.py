@@ -9,13 +9,47 @@ from typing import Any
 import jax
 
 from launch import checkpoints
-from launch.held_out import Material, Video, Way
+from launch.held_out import (
+    OF_CHECKPOINTS,
+    OF_SAMPLES,
+    Material,
+    Video,
+    Way,
+    field,
+    unusual,
+)
 from tavr_jax.diffusion import chunks
 from tavr_jax.encoders.vae import Codec
 from tavr_jax.encoders.weights import fingerprint
+from tavr_jax.errors import InputError
 from tavr_jax.evaluation import generate, sampling_cost
 from tavr_jax.models.transformer import TransformerConfig
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
+
+SECTIONS = ("codec", "speech", "text", "face", "lipsync", "networks", "wav2vec")
+# What the samples of an evaluation are read and scored by, once for all its rows.
+_SHARED = (
+    *SECTIONS,
+    *("model.num_video_latents", "model.num_videoref_latents"),
+    *("chunks.motion_latents", "chunks.canvas_tail"),
+    *("prepare.landscape", "prepare.portrait", *OF_SAMPLES),
+)
+
+
+def check_alike(loaded: Sequence[checkpoints.Checkpoint]) -> None:
+    """InputError: checkpoints whose samples would not be the same ones."""
+    for other in loaded[1:]:
+        for name in _SHARED:
+            one, another = (field(of.config, name) for of in (loaded[0], other))
+            if one == another:
+                continue
+            remedy = "compare them in runs of their own"
+            if "." in name:
+                remedy += f", or set it for all of them: --config.{name}={one}"
+            raise InputError(
+                f"--checkpoint {other.path}: its config.{name} differs from that of "
+                f"{loaded[0].path}; {remedy}"
+            )
 
 
 def ours(
@@ -43,7 +77,10 @@ def ours(
         if names.count(name) > 1:
             name = f"{name} ({checkpoint.path})"
         model = config.model  # fields that change what the same weights make
-        reads = {"attention": [model.reference_attention, model.reference_window]}
+        reads = {
+            "attention": [model.reference_attention, model.reference_window],
+            **unusual(config, OF_CHECKPOINTS),
+        }
         row = re.sub(r"\W+", "_", f"{name}_{checkpoint.fingerprint[:6]}")
         for draw in range(seeds):
             seed = config.seed + draw

@@ -12,7 +12,14 @@ from data_pipelines import conditions, media
 from data_pipelines.records import read_summary
 from data_pipelines.sources import Source
 from launch import readers
-from launch.held_out import Material, Pair, frames_of, read_sample
+from launch.held_out import (
+    OF_SAMPLES,
+    Material,
+    Pair,
+    frames_of,
+    read_sample,
+    unusual,
+)
 from launch.score_rows import Task, write_video
 from tavr_jax.evaluation.benchmark import VERSION, Network
 
@@ -33,6 +40,9 @@ def tasks(
         "frames": config.evaluation.frames,
         "networks": {name: network.what for name, network in networks.items()},
         "truth": str(truth or ""),
+        "latents": [config.model.num_video_latents, config.model.num_videoref_latents],
+        **{name: config[name].to_dict() for name in ("speech", "text", "chunks")},
+        **unusual(config, OF_SAMPLES),
     }
 
     def task(index: int, pair: Pair) -> Task:

@@ -335,14 +335,7 @@ def load_all(paths: Sequence[str]) -> list[checkpoints.Checkpoint]:
     for path in map(checkpoints.find, paths):
         config = checkpoints.config_of(path, given, fields)
         loaded.append(checkpoints.load(path, config))
-    first = loaded[0].config if loaded else None
-    for other in loaded[1:]:
-        for name in ("codec", "speech", "text", "face", "lipsync", "networks"):
-            if other.config[name].to_dict() != first[name].to_dict():
-                raise InputError(
-                    f"--checkpoint {other.path}: its config.{name} differs from that "
-                    f"of {loaded[0].path}; compare them in runs of their own"
-                )
+    checkpoint_rows.check_alike(loaded)
     return loaded
 
 

@@ -29,6 +29,30 @@ from tavr_jax.evaluation.metrics_method import OURS
 
 _LOOK = 5  # frames between two boxes that say where a clip's person is
 
+# Fields that videos and their scores depend on, told with a row only where they are
+# other than this. No defaults: a row that does not tell one was made with this value.
+OF_SAMPLES = MappingProxyType(
+    {
+        "face.size": 48,
+        "lipsync.size": 48,
+        "lipsync.max_shift": 15,
+        "output.decode_dtype": "float32",
+        "output.exact_release": False,
+        "prepare.detect_every": 5,
+        "prepare.identity_faces": 8,
+        "prepare.released_colours": False,
+        "wav2vec.states": (0, 8, 16, 24),
+    }
+)
+OF_CHECKPOINTS = MappingProxyType(  # and what of a model its weights do not tell
+    {
+        "model.dtype": "float32",
+        "model.audio_window": 12,
+        "model.rope_spatial_stride": 1.5,
+        "model.videoref_rope_offset": 256,
+    }
+)
+
 
 class Pair(NamedTuple):
     """A target clip and the clip that refers to its person, by index of the source."""
@@ -95,6 +119,21 @@ class Way(NamedTuple):
     def row(self) -> str:
         """Slug of the row."""
         return self.first or self.slug
+
+
+def field(config: ConfigDict, name: str) -> Any:
+    """The value of a section, or of a field as "section.name"."""
+    section, _, inner = name.partition(".")
+    value = config[section]
+    if inner:
+        value = value[inner]
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def unusual(config: ConfigDict, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `usual` that have another value here."""
+    values = {name: field(config, name) for name in usual}
+    return {name: value for name, value in values.items() if value != usual[name]}
 
 
 def choose_pairs(rows: Sequence[Row], count: int) -> list[Pair]:

@@ -2,14 +2,23 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from configs import cross_scene
 from data_pipelines import benchmark_file, people, video_files
-from launch import benchmark_rows, checkpoint_rows, score_rows
-from launch.held_out import Material, Video, Way, persons
+from launch import (
+    benchmark_rows,
+    benchmark_samples,
+    checkpoint_rows,
+    dataset_samples,
+    held_out,
+    score_rows,
+)
+from launch.checkpoints import Checkpoint
+from launch.held_out import Material, Pair, Video, Way, persons
 from launch.score_rows import Task
 from tavr_jax.diffusion import chunks
 from tavr_jax.errors import InputError
@@ -137,6 +146,98 @@ def test_a_row_made_with_anything_else_is_made_again(tmp_path):
     assert found["row"][1].failures == ("short",)
     stored = json.loads((tmp_path / "samples/1/row.json").read_text())
     assert stored["made_with"] == {"version": 1, "mark": "second"}
+
+
+# What a row is made with: (field, another value)
+CHANGES = {
+    "face.size": 32,
+    "lipsync.size": 32,
+    "lipsync.max_shift": 7,
+    "output.decode_dtype": "bfloat16",
+    "output.exact_release": True,
+    "prepare.detect_every": 4,
+    "prepare.identity_faces": 7,
+    "prepare.released_colours": True,
+    "wav2vec.states": (8, 16),
+    "model.num_video_latents": 8,
+    "model.num_videoref_latents": 7,
+    "chunks.motion_latents": 1,
+    "chunks.canvas_tail": 3,
+    "text.negative": "ugly",
+    "prepare.landscape": (64, 96),
+}
+
+
+def changed(name, size="mini"):
+    config = cross_scene.get_config(size)
+    section, field = name.split(".")
+    with config.unlocked():
+        config[section][field] = CHANGES[name]
+    return config
+
+
+@pytest.fixture
+def made_with(tmp_path, monkeypatch):
+    """Of a sample of a dataset, and of one of a benchmark, by their config."""
+    summary = {"encoded": "0"}
+    monkeypatch.setattr(dataset_samples, "read_summary", lambda _: summary)
+    monkeypatch.setattr(
+        dataset_samples.readers, "load_text", lambda _: SimpleNamespace(read=str)
+    )
+    monkeypatch.setattr(
+        benchmark_samples.benchmark_inputs, "made_from", lambda _: "footage"
+    )
+    source = SimpleNamespace(root=tmp_path, rows=[SimpleNamespace(clip_id="a")])
+    pair = SimpleNamespace(sample=SimpleNamespace(key="a"))
+
+    def dataset(config):
+        pairs = [Pair(0, 0)]
+        return dataset_samples.tasks(source, pairs, {}, config, tmp_path, None)
+
+    def benchmark(config):
+        return benchmark_samples.tasks([pair], {}, "0", None, config, tmp_path)
+
+    return lambda of, config: (
+        {"dataset": dataset, "benchmark": benchmark}[of](config)[0].made_with
+    )
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_a_sample_is_read_or_scored_by_is_in_what_it_is_made_with(
+    made_with, name
+):
+    for of in ("dataset", "benchmark"):
+        if (of, name) == ("dataset", "prepare.landscape"):
+            continue  # its size is that of the dataset
+        usual = made_with(of, cross_scene.get_config("mini"))
+        assert made_with(of, changed(name)) != usual, of
+
+
+def test_rows_of_the_shipped_checkpoints_say_nothing_that_is_as_usual():
+    """They were made before the fields were told, and stay true."""
+    config = cross_scene.get_config("mini")
+    for usual in (held_out.OF_SAMPLES, held_out.OF_CHECKPOINTS):
+        assert held_out.unusual(config, usual) == {}
+    official = cross_scene.get_config("tavr_14b")
+    found = held_out.unusual(official, held_out.OF_CHECKPOINTS)
+    assert found == {"model.dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_checkpoints_that_would_read_samples_otherwise_are_refused(name):
+    one, same, other = (
+        Checkpoint(path, config, None, None, path)
+        for path, config in [
+            ("W/a", cross_scene.get_config("mini")),
+            ("W/b", cross_scene.get_config("mini")),
+            ("W/c", changed(name)),
+        ]
+    )
+    checkpoint_rows.check_alike([one, same])
+    told = name if name.split(".")[0] not in checkpoint_rows.SECTIONS else "[a-z2]+"
+    with pytest.raises(InputError, match=f"W/c: its config.{told} .* that of W/a;"):
+        checkpoint_rows.check_alike([one, same, other])
+    checkpoint_rows.check_alike([other, other])
 
 
 def test_shares_are_the_whole(tmp_path, monkeypatch):
