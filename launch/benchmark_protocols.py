@@ -3,7 +3,8 @@
     --protocol video         the reference video, as it is
                image         its first frame, repeated: one raw picture of the person
                adapted=DIR   DIR/<key>.png repeated: a picture some editor has already
-                             brought to the target scene
+                             brought to the target scene. A picture has no sound: with
+                             both, and with k=1, the model hears what `deaf` hears
                none          no reference at all
                k=4,12,48     so many frames of the reference video; k=1 is `image` in a
                              single latent, which covers four frames
@@ -74,13 +75,13 @@ def _unselected(request: Request) -> Request:
 # What is made of all that a model is told, and what the page says of each protocol.
 CHANGES = {"none": _hidden, "deaf": _deaf, "unselected": _unselected}
 MEANINGS = {
-    "image": "a reference that is its first frame, repeated",
+    "image": "a reference that is its first frame, repeated, without sound",
     "adapted": "a reference that is a picture, repeated, which an editor has brought "
-    "to the target's scene",
+    "to the target's scene; it has no sound",
     "none": "no reference",
     "deaf": "the reference without its sound",
     "unselected": "every token of the reference, not those of the face alone",
-    "k": "so many frames of the reference",
+    "k": "so many frames of the reference; a single one has no sound",
     "chunks": "a video of so many chunks to speech that is repeated or cut; what needs "
     "the real video is scored as far as that goes",
     "silence": "driven by silence",

@@ -305,6 +305,8 @@ def compare(paths: Sequence[str]) -> None:
         columns = benchmark.listed(first["methods"])
         shown.append(tables.comparison_table(title, metrics, columns))
     print(tables.markdown(shown))
+    if results.knows_mouths(first) != results.knows_mouths(second):
+        print("Mouth r is left out: one of them was made with --truth, one without.")
 
 
 def claim(paths: Sequence[str]) -> None:

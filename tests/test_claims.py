@@ -159,6 +159,16 @@ def test_the_stage_is_the_last_that_has_both_rows():
     assert found.apart.p < 0.01
 
 
+def test_mouths_of_two_truths_do_not_meet_in_a_claim():
+    claim = Claim("", "mouth", "beats", ONE, OTHER)
+    pixels = run({("video", "policy"): {"mouth": 0.9}})
+    known = run({("image", "policy"): {"mouth": 0.5}}, truth=True)
+    assert verdict(claim, pixels, known) == NOT_RUN
+    both = two(0.4, 0.6, "mouth")
+    assert verdict(claim, both, known) == FAILS
+    assert verdict(claim, pixels, both, two(0.6, 0.4, "mouth", truth=True)) == HOLDS
+
+
 def test_one_row_made_twice_counts_with_more_seeds_and_two_models_are_refused():
     once = two(0.5, 0.2)
     more = two(0.6, 0.2, seeds=["0", "1", "2"])

@@ -154,6 +154,15 @@ def test_two_files_compare_row_by_row(found):
     assert crossed.keys() == {"one|three", "two|three"}
 
 
+def test_a_mouth_held_against_another_truth_is_not_compared(found):
+    known = copy.deepcopy(found)
+    known["benchmark"]["truth"] = True
+    for one, other in ((known, found), (found, known)):
+        apart = results.compare(one, other, ("a", "b"))["two|two"]
+        assert found["methods"].keys() - apart.keys() == {"mouth"}
+    assert "mouth" in results.compare(known, known, ("a", "b"))["two|two"]
+
+
 def test_columns_that_one_file_lacks_are_left_out(found):
     more = copy.deepcopy(found)
     more["methods"]["lpips"] = more["methods"]["psnr"] | {"network": "net 2"}

@@ -51,6 +51,7 @@ SETS = {
     "fvd": ("fvd", None),
 }
 REAL = "truth"  # slug of the row that sets are held against
+MOUTH = "mouth"  # the metric whose meaning depends on benchmark.truth
 
 
 class Record(NamedTuple):
@@ -237,13 +238,15 @@ def compare(first: Results, second: Results, names: tuple[str, str]) -> Results:
     """Rows of one file against rows of another: {"a|b": {metric: Comparison}}.
 
     Rows of one name are held against each other, marks left out; where no name is in
-    both, every row against every row. InputError: they are not of the same samples, or
-    were not scored in the same way.
+    both, every row against every row. The mouth is left out where it was not held
+    against the same truth. InputError: they are not of the same samples, or were not
+    scored in the same way.
     """
     metrics = [
         metric
         for metric in benchmark.listed(first["methods"])
         if metric.key in second["methods"]
+        and (metric.key != MOUTH or knows_mouths(first) == knows_mouths(second))
     ]
     check_comparable(first, second, names, "--compare")
     people = [sample["person"] for sample in first["samples"]]
@@ -257,6 +260,11 @@ def compare(first: Results, second: Results, names: tuple[str, str]) -> Results:
         )
         for a, b in pairs
     }
+
+
+def knows_mouths(found: Results) -> bool:
+    """Whether `MOUTH` is of the true openings, not of the real video's pixels."""
+    return bool(found["benchmark"].get("truth"))
 
 
 def check_comparable(
