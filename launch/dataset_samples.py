@@ -6,7 +6,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
+from numpy import ndarray
 
 from data_pipelines import conditions, media
 from data_pipelines.records import read_summary
@@ -16,6 +18,7 @@ from launch.held_out import (
     OF_SAMPLES,
     Material,
     Pair,
+    clip_opening,
     frames_of,
     read_sample,
     unusual,
@@ -74,6 +77,19 @@ def describe(source: Source, pair: Pair, config: ConfigDict) -> dict[str, Any]:
         "caption": caption.decode() if isinstance(caption, bytes) else caption,
         "seconds": frames_of(target, config) / config.speech.fps,
         "size": target.size,
+    }
+
+
+def openings(
+    source: Source, pairs: Sequence[Pair], config: ConfigDict, truth: Path | None
+) -> dict[str, Float[ndarray, " F"]] | None:
+    """The true opening of the mouth in every frame, by the samples' keys; None: it is
+    not known. InputError: as `held_out.mouth_opening`."""
+    if truth is None:
+        return None
+    rows = [source.rows[pair.target] for pair in pairs]
+    return {
+        row.clip_id: clip_opening(truth, row, frames_of(row, config)) for row in rows
     }
 
 

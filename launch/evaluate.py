@@ -188,6 +188,7 @@ def of_dataset(
         introduction=dataset_samples.introduction(source, pairs, networks),
         judges=judges,
         networks=networks,
+        openings=dataset_samples.openings(source, pairs, config, truth),
     )
 
 
@@ -233,6 +234,7 @@ def of_benchmark(
         introduction=[*benchmark_samples.introduction(networks), *told],
         judges=judges,
         networks=networks,
+        openings=openings,
     )
 
 

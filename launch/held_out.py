@@ -209,7 +209,7 @@ def read_sample(
         reference_boxes=shown["face_boxes"][first:],
         reference_faces=reference["faces"],
         mel=target["mel"][: plan.frames].astype(np.float32),
-        opening=None if truth is None else _clip_opening(truth, row, plan.frames),
+        opening=None if truth is None else clip_opening(truth, row, plan.frames),
         fps=float(config.speech.fps),
     )
     rate, fps = config.speech.sample_rate, config.speech.fps
@@ -343,7 +343,8 @@ def mouth_opening(
     return np.pad(opening, (0, missing), mode="edge").astype(np.float32)
 
 
-def _clip_opening(folder: Path, row: Row, frames: int) -> Float[ndarray, " F"]:
+def clip_opening(folder: Path, row: Row, frames: int) -> Float[ndarray, " F"]:
+    """`mouth_opening` of a dataset's clip."""
     first = int(row.clip_id.rpartition(":")[2])
     name = Path(row.video_id).with_suffix("").as_posix()
     return mouth_opening(folder, name, first, frames)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+from numpy import ndarray
 
 from launch.held_out import Way
 from launch.score_rows import Task, write_text
@@ -98,6 +99,7 @@ class Evaluation(NamedTuple):
     introduction: list[str]
     judges: Judges
     networks: dict[str, Network]
+    openings: Mapping[str, ndarray] | None = None  # true mouths, by a sample's key
 
 
 def usable(
@@ -172,6 +174,7 @@ def assemble(
         "set_methods": {key: method._asdict() for key, method in sets.items()},
         "samples": made.samples,
         **found,
+        **results.unspoken(made.openings, made.samples, level, seed),
         **({"sweep": sweep} if sweep else {}),
     }
 
@@ -197,7 +200,7 @@ def publish(
     report = page_report.Report(
         title=f"Evaluation: {', '.join(names)}",
         warnings=page_data.warnings(found),
-        introduction=made.introduction,
+        introduction=[*made.introduction, *tables.unspoken(found)],
         board=page_data.board(
             found,
             [task.folder for task in made.tasks],

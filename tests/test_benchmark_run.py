@@ -37,7 +37,7 @@ class Run:
 
     def __init__(self, folder, order=tuple(range(COUNT)), more=(), unreadable=()):
         self.folder, self.order, self.more = folder, order, more
-        self.unreadable, self.left = unreadable, None
+        self.unreadable, self.left, self.openings = unreadable, None, None
 
     def task(self, index):
         def read():
@@ -70,6 +70,7 @@ class Run:
             introduction=[],
             judges=judges(),
             networks=NETWORKS,
+            openings=self.openings,
         )
 
     def __call__(self, share=(0, 1), kill=None):
@@ -99,6 +100,18 @@ def test_stopped_anywhere_it_goes_on_to_the_same_results(whole, tmp_path):
             run(kill=kill)
     assert len(list(tmp_path.rglob("*.json"))) == 4
     assert run() == whole
+
+
+def test_a_finished_run_tells_what_a_mouth_is_without_speech(whole, tmp_path):
+    run = Run(tmp_path)
+    assert run() == whole and "unspoken" not in whole
+    said = np.random.default_rng(0).normal(size=FRAMES)
+    run.openings = {key(index): said for index in range(COUNT)}
+    found = run(kill=0)  # no video is made
+    assert found["unspoken"]["mean"] == pytest.approx(1)
+    note = tables.summary_tables(found)[0].note
+    assert "Mouth r without speech: 1.000" in note
+    assert "without speech" not in tables.summary_tables(whole)[0].note
 
 
 @pytest.mark.parametrize("when", [0, 3, 5])

@@ -197,3 +197,20 @@ def test_silence_should_close_the_mouth(talkers):
     gaping = metrics_leakage.silence(np.full(100, talking.max()), talking)
     assert gaping == pytest.approx((0, 1), abs=1e-6)
     assert metrics_leakage.silence(talking, closed) is None
+
+
+def test_a_mouth_without_speech_is_what_other_peoples_clips_share():
+    rng = np.random.default_rng(0)
+    people = [str(i // 2) for i in range(80)]
+    alone = [rng.normal(size=85) for _ in people]
+    shared = rng.normal(size=85)
+    free = np.mean(metrics_leakage.unspoken(alone, people))
+    assert abs(free) < 0.05
+    same = metrics_leakage.unspoken([shared] * 80, people)
+    np.testing.assert_allclose(same, 1)
+    # half of the variance is shared: corr(s + n, s) = 1 / sqrt(2)
+    both = np.mean(metrics_leakage.unspoken([shared + a for a in alone], people))
+    assert both == pytest.approx(0.5**0.5, abs=0.05)
+    longer = [np.append(shared, [7.0] * (i == 0)) for i in range(80)]
+    np.testing.assert_allclose(metrics_leakage.unspoken(longer, people), 1)
+    assert metrics_leakage.unspoken(alone[:2], people[:2]) == [None, None]

@@ -12,6 +12,8 @@ target), all without what is slower than a second:
     (5) silence    driven by silence: moves = std g / std of a talking mouth of the
                    person; open = share of frames where g is more than HALF of the way
                    from the talking mouth's rest (5th) to its widest (95th percentile)
+    (6) unspoken   corr(o_t, mean_j o^j_t): the true opening o of a clip's mouth and
+                   those of the clips j of other people, where there are any
 
 (5) is in the spirit of KeySync's LipLeak (arXiv 2505.00497), which counts the frames of
 a mouth that is not silent while the sound is; its landmarks and thresholds are other
@@ -19,9 +21,11 @@ ones. Yaman et al. (arXiv 2511.08613) score the same runs by lip-sync: the
 `metrics.lip_sync` of a video driven by silence against the REFERENCE's speech should
 find nothing, and that of swapped speech be as good as that of matching speech. Both
 need runs made for it; (1)-(4) need none. The maximum over shifts is above 0 for any two
-curves: never read (1) without (2).
+curves: never read (1) without (2). (6) is what a correlation of whole curves gives a
+mouth that knows when clips of this kind begin and end, and nothing of what is said.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +85,24 @@ def silence(
         return None
     way = (generated - rest) / (wide - rest)
     return Silence(float(np.std(generated)) / spread, float(np.mean(way > HALF)))
+
+
+def unspoken(
+    openings: Sequence[Float[ndarray, " _"]], people: Sequence[str]
+) -> list[float | None]:
+    """(6) of every clip, `people[i]` naming who speaks; None: there is nobody else."""
+    whole = np.full((len(openings), max(map(len, openings))), np.nan)
+    for row, opening in zip(whole, openings, strict=True):
+        row[: len(opening)] = opening
+    names, found = np.array(people), []
+    for own, person in zip(openings, people, strict=True):
+        others = whole[names != person, : len(own)]
+        known = np.isfinite(others).any(axis=0)
+        mean = np.nanmean(others[:, known], axis=0)
+        found.append(
+            float(_correlations(own[known], mean[None])[0]) if len(mean) else None
+        )
+    return found
 
 
 def _talk(curve: ndarray, fps: float) -> ndarray:

@@ -18,6 +18,8 @@
                 fid, fvd with networks for them
     set_methods {the same keys: as methods}
     comparisons {"a|b": {metric: Comparison or null}}, a less b
+    unspoken    Estimate of (6) of `metrics_leakage`, the mouth r that needs no speech;
+                only where the true openings are known
     sweep       {metric: {family: {k, mean, low, high}}}, lists of equal length in the
                 order of k; only if some family was made with several k
 
@@ -36,7 +38,13 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from tavr_jax.errors import InputError
-from tavr_jax.evaluation import benchmark, failures, metrics_features
+from tavr_jax.evaluation import (
+    benchmark,
+    failures,
+    metrics_features,
+    metrics_leakage,
+    metrics_statistics,
+)
 from tavr_jax.evaluation.benchmark import METRICS, Metric
 from tavr_jax.evaluation.failures import FailureConfig
 from tavr_jax.evaluation.metrics_method import Method
@@ -147,6 +155,21 @@ def findings(
             for a, b in compared
         },
     }
+
+
+def unspoken(
+    openings: Mapping[str, Float[ndarray, " _"]] | None,
+    samples: Sequence[Mapping[str, Any]],
+    level: float,
+    seed: int,
+) -> Results:
+    """ "unspoken" of the samples' true mouth openings, by their keys; {} without."""
+    if openings is None:
+        return {}
+    people = [sample["person"] for sample in samples]
+    values = metrics_leakage.unspoken([openings[s["key"]] for s in samples], people)
+    found = metrics_statistics.estimate(values, people, level, seed)
+    return {} if found is None else {"unspoken": found._asdict()}
 
 
 def _tags(record: Record, real: Record, limits: FailureConfig) -> list[str]:

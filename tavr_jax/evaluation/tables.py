@@ -86,6 +86,19 @@ def sample_table(results: Results) -> Table:
     return Table("Every sample", "Click a header to sort.", columns, rows)
 
 
+def unspoken(results: Results) -> list[str]:
+    """How far a mouth comes without speech, if that is known: how to read its r."""
+    if not (found := results.get("unspoken")):
+        return []
+    told = f"{found['mean']:.3f}"
+    if found["low"] is not None:
+        told += f" [{found['low']:.3f}, {found['high']:.3f}]"
+    return [
+        f"Mouth r without speech: {told}, of the mean of other people's true mouths. "
+        "Clips that begin and end alike agree so far whatever is said."
+    ]
+
+
 def method_table(methods: Mapping[str, Mapping[str, Any]]) -> Table:
     """How each metric was computed, readable."""
     heads = ("meaning", "network", "licence", "version", "preprocessing")
@@ -129,6 +142,7 @@ def _scores(results: Results, metrics: Sequence[Metric]) -> Table:
     )
     if seeds := {len(draws["psnr"][0]) for draws in results.get("draws", {}).values()}:
         note = f"{note} Of a checkpoint's pair the mean over {max(seeds)} seeds."
+    note = " ".join([note, *unspoken(results)])
     rows = []
     for slug, row in results["rows"].items():
         cells = [_estimate(m, results["summary"][slug][m.key], "") for m in metrics]
