@@ -421,10 +421,11 @@ def evaluation() -> ConfigDict:
 def failures() -> ConfigDict:
     """From where on a video is tagged as a failure (ours)."""
     c = ConfigDict()
-    c.wrong_person = 0.5  # less than this share of the real video's identity
-    c.frozen = 0.2  # less than this share of the real face's motion
+    # of the autoencoder's copy where that is scored, else of the real video
+    c.wrong_person = 0.5  # less than this share of its identity
+    c.frozen = 0.2  # less than this share of its face's motion
     c.out_of_sync = 5.0  # more frames than this from the real video's offset
-    c.blurred = 0.3  # less than this share of the real face's sharpness
+    c.blurred = 0.3  # less than this share of that face's sharpness
     c.flicker = 2.0  # more grey levels than this above the real scene's
     c.drift = 10.0  # further than this from the first seconds' colour, CIE 1976
     c.seam = 4.0  # more than this many times the usual change where chunks join

@@ -125,6 +125,28 @@ def test_a_mouth_that_agrees_by_accident_as_the_real_one_does_copies_nothing():
     assert "copied" in failures.tags(known[1], unlike, LIMITS)
 
 
+def test_what_the_autoencoder_loses_is_no_failure_of_a_video():
+    none = dict.fromkeys([m.key for m in METRICS], None) | {"leak_p": None}
+    real = none | {"sharpness": 1.0, "motion": 1.0, "identity": 0.8}
+    copy = none | {"sharpness": 0.2, "motion": 0.7, "identity": 0.6}
+    soft = none | {"sharpness": 0.1, "motion": 0.17, "identity": 0.35}
+    worse = none | {"sharpness": 0.05, "motion": 0.13, "identity": 0.25}
+    said = ["wrong_person", "frozen", "blurred"]
+    assert failures.tags(soft, real, LIMITS) == said
+    assert failures.tags(soft, real, LIMITS, copy) == []
+    assert failures.tags(worse, real, LIMITS, copy) == said
+    assert failures.tags(soft, real, LIMITS, none) == said  # the copy has no scores
+    rows = {"truth": real, "codec": copy, "row": soft}
+    samples = [{"key": "a", "person": "p"}]
+
+    def found(*slugs):
+        records = {slug: [results.Record(rows[slug], (), {})] for slug in slugs}
+        return results.findings(records, samples, [], LIMITS, 0.95, 0)["failures"]
+
+    assert not any(found("truth", "codec", "row").values())
+    assert found("truth", "row") == {"truth": {}, "row": {"a": said}}
+
+
 def test_tables_say_what_the_numbers_say(found):
     text = tables.markdown([*tables.summary_tables(found), tables.sample_table(found)])
     shown = found["summary"]["two"]["identity"]

@@ -1,9 +1,9 @@
 """What is plainly wrong with a video, in a word: tags to filter by (ours).
 
-    wrong_person  identity below a share of the real video's
-    frozen        the face moves less than a share of the real one, and not in silence
+    wrong_person  identity below a share of the ceiling's
+    frozen        the face moves less than a share of the ceiling's, and not in silence
     out_of_sync   its best shift is more frames from the real video's
-    blurred       sharpness below a share of the real face's
+    blurred       the face is less sharp than a share of the ceiling's
     flicker       the scene changes by more grey levels than the real one
     drift         the colour of scene or face goes further from its start, CIE 1976
     seam          where chunks join, more than so many times the usual change
@@ -11,6 +11,10 @@
                   above what the real one does, which knows nothing of it, and that is
                   no chance; clips under 1.7 s are too short to tell
     short         lacks frames              missing   is not there, or cannot be read
+
+The ceiling is the autoencoder's copy of the real video where that is a row, else the
+real video: what the autoencoder loses is lost in every video, so a tag of it would tell
+none apart. Its own row's scores say how much that is.
 
 The last two are found where videos are read. Limits are section `evaluation.failures`
 of the config; a score that is not defined gives no tag.
@@ -47,28 +51,38 @@ class FailureConfig:
                 )
 
 
-def tags(scores: Scores, real: Scores, limits: FailureConfig) -> list[str]:
-    """The tags of a video with these scores, beside those of the real one."""
+def tags(
+    scores: Scores, real: Scores, limits: FailureConfig, copy: Scores | None = None
+) -> list[str]:
+    """The tags of a video with these scores, beside those of the real one.
+
+    `copy`: the scores of the autoencoder's copy of that, where there are some.
+    """
 
     def over(key: str, limit: float) -> bool:
         value = scores[key]
         return value is not None and value > limit
 
-    def under(key: str, limit: float | None) -> bool:
+    def under(key: str, limit: float) -> bool:
         value = scores[key]
-        return value is not None and limit is not None and value < limit
+        return value is not None and value < limit
 
-    ceiling, offset = real["identity"], real["offset"]
+    def short_of(key: str, share: float) -> bool:
+        ceilings = [of.get(key) for of in (copy or {}, real)]
+        ceiling = next((value for value in ceilings if value is not None), None)
+        return ceiling is not None and under(key, share * ceiling)
+
+    offset = real["offset"]
     shifted = None not in (scores["offset"], offset) and (
         abs(scores["offset"] - offset) > limits.out_of_sync
     )
     silent = scores.get("silence_moves") is not None  # to hold still is right there
     alike = max(0.0, real["leak"] or 0.0)  # mouths that agree by accident
     found = {
-        "wrong_person": under("identity", ceiling and limits.wrong_person * ceiling),
-        "frozen": under("motion", limits.frozen) and not silent,
+        "wrong_person": short_of("identity", limits.wrong_person),
+        "frozen": short_of("motion", limits.frozen) and not silent,
         "out_of_sync": shifted,
-        "blurred": under("sharpness", limits.blurred),
+        "blurred": short_of("sharpness", limits.blurred),
         "flicker": over("flicker", limits.flicker),
         "drift": any(over(f"colour_{of}", limits.drift) for of in ("scene", "face")),
         "seam": over("seam", limits.seam),

@@ -59,6 +59,7 @@ SETS = {
     "fvd": ("fvd", None),
 }
 REAL = "truth"  # slug of the row that sets are held against
+COPY = "codec"  # slug of its copy by the autoencoder, where there is one
 MOUTH = "mouth"  # the metric whose meaning depends on benchmark.truth
 
 
@@ -119,6 +120,7 @@ def findings(
     people = [sample["person"] for sample in samples]
     keys = [sample["key"] for sample in samples]
     scores = {slug: [r.scores for r in row] for slug, row in records.items()}
+    copies = records.get(COPY, [None] * len(keys))
     return {
         "scores": {
             slug: {m.key: [s.get(m.key) for s in row] for m in metrics}
@@ -127,8 +129,10 @@ def findings(
         "failures": {
             slug: {
                 key: tags
-                for key, record, real in zip(keys, row, records[REAL], strict=True)
-                if (tags := _tags(record, real, limits))
+                for key, record, real, copy in zip(
+                    keys, row, records[REAL], copies, strict=True
+                )
+                if (tags := _tags(record, real, copy, limits))
             }
             for slug, row in records.items()
         },
@@ -172,10 +176,13 @@ def unspoken(
     return {} if found is None else {"unspoken": found._asdict()}
 
 
-def _tags(record: Record, real: Record, limits: FailureConfig) -> list[str]:
+def _tags(
+    record: Record, real: Record, copy: Record | None, limits: FailureConfig
+) -> list[str]:
     """What is wrong with the video, or with that of any seed."""
     each = record.draws or (record.scores,)
-    found = [tag for one in each for tag in failures.tags(one, real.scores, limits)]
+    beside = real.scores, limits, copy and copy.scores
+    found = [tag for one in each for tag in failures.tags(one, *beside)]
     return list(dict.fromkeys([*record.failures, *found]))
 
 
