@@ -78,6 +78,13 @@ made() { # a file's name, and a command that makes data: kept there for the card
   fi
 }
 
+share() { # two folders: the second one has the videos of the first, as links
+  if [ "$mode" = work ]; then
+    mkdir -p "$out/$2"
+    cp -Rlf "$out/$1/." "$out/$2" || true # what is not linked is drawn again
+  fi
+}
+
 train() { # workdir, data, and the rest of the command
   local workdir="$out/$1" data="$out/$2"
   shift 2
@@ -160,9 +167,10 @@ stages() {
   ship same_scene stages.txt
 
   step "draw more people for stages 2 and 3, and encode them all" 900
-  made more.txt launch.render_people --output "$out/people" --people 360 --scenes 2 \
-    --seconds 2.8 --first_person 20
-  made more.txt launch.prepare_data --source "$out/people" --output "$out/more" \
+  share people more_people # their own: the data of stage 1 stay as they are
+  made more.txt launch.render_people --output "$out/more_people" --people 360 \
+    --scenes 2 --seconds 2.8 --first_person 20
+  made more.txt launch.prepare_data --source "$out/more_people" --output "$out/more" \
     --config configs/same_scene.py:mini --config.prepare.held_out=0.04 \
     "${encoders[@]}"
 

@@ -1,10 +1,12 @@
 """The script that makes what is shipped: its commands are real, whole and in order."""
 
 import inspect
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,38 @@ from launch import ship_weights, shipped, stages, sweep_grid
 SCRIPT = ROOT / "launch/reproduce_mini.sh"
 SCRIPTS = sorted(ROOT.glob("launch/*.sh"))
 PREFIX = "--config."
+# In place of python: draws, cuts, trains and ships in so far as files show it.
+STUB = """#!{python} -IS
+import os, sys
+from pathlib import Path
+module = sys.argv[2]
+words = " ".join(sys.argv[3:]).replace("=", " ").split()
+flags = dict(zip(words[::2], words[1::2]))
+with open("calls", "a") as calls:
+    print(module, flags.get("--output") or flags.get("--workdir"), file=calls)
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(text)
+if module == "launch.render_people":
+    for person in range(int(flags["--people"])):
+        write(Path(flags["--output"], f"person_{{person}}/scene.mp4"), str(person))
+elif module == "launch.prepare_data":  # cut again if other videos are there
+    Path(flags["--output"]).mkdir(exist_ok=True)
+    videos = sorted(map(str, Path(flags["--source"]).rglob("*.mp4")))
+    Path(flags["--output"], "dataset").write_text(chr(10).join(videos))
+elif module == "launch.train":
+    data = Path(flags["--config.data.path"], "dataset").read_text()
+    learnt = Path(flags["--workdir"], "checkpoints", "data")
+    write(learnt, data)
+    if learnt.read_text() != data:
+        sys.exit("error: not the data that the run learns from")
+elif module == "launch.ship":
+    for end in ("safetensors", "md"):
+        write(Path(flags["--output"], flags["--name"] + "." + end), "")
+if os.environ.get("STOP") == str(len(Path("calls").read_text().splitlines())):
+    sys.exit("killed")
+"""
 # what a command reads of what others wrote
 READ = ("--source", "--config.data.path", "--config.init_from", "--data_commands")
 
@@ -103,6 +137,40 @@ def test_everything_that_is_shipped_is_made_in_an_order_that_loads(printed):
         assert name in order or names.index(name) < names.index(order[0])
 
 
+def test_stopped_or_finished_it_goes_on_with_the_data_it_had(tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch/install.sh").write_text("install() { :; }\n")
+    shutil.copy(SCRIPT, tmp_path / "launch")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(STUB.format(python=sys.executable))
+    python.chmod(0o755)
+
+    def again(stop=0):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done = subprocess.run(
+            ["bash", tmp_path / "launch" / SCRIPT.name, tmp_path / "out"],
+            env={**os.environ, "STOP": str(stop)}, capture_output=True, text=True,
+        )  # fmt: skip
+        return done, (tmp_path / "calls").read_text().splitlines()
+
+    done, calls = again()
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "out")
+    drawn = [i for i, call in enumerate(calls, 1) if "render_people" in call]
+    assert again(stop=drawn[-1])[1] == calls[: drawn[-1]]
+    for _ in range(2):  # it goes on; and when all is done, nothing is in the way
+        done, _ = again()
+        assert done.returncode == 0, done.stderr
+    clips = {
+        name: len(list((tmp_path / "out" / name).rglob("*.mp4")))
+        for name in ("people", "more_people")
+    }
+    assert clips == {"people": 240, "more_people": 360}
+    linked = tmp_path / "out/more_people/person_7/scene.mp4"
+    assert linked.samefile(tmp_path / "out/people/person_7/scene.mp4")
+
+
 def test_the_networks_are_trained_as_their_configs_say(printed):
     """Commands of the docstrings, but for places."""
 
@@ -133,7 +201,7 @@ def test_no_network_learns_from_those_that_are_to_be_unseen(printed):
     assert len(strangers) == 1
     unseen = scored | {(0, int(strangers[0]))}
     judge = drawn.pop("OUT/judge_people")
-    assert len(drawn) == 3 and not judge & unseen
+    assert len(drawn) == 4 and not judge & unseen
     for people in drawn.values():
         assert not people & (unseen | judge)
 
