@@ -64,7 +64,7 @@ run launch.train --config configs/cross_scene.py:mini --workdir "$out/cross_scen
   --config.data.path="$out/dataset" --config.init_from="$out/same_scene" \
   --config.train.steps=300
 
-step "stage 3, policy gradient on identity and lip-sync rewards" 65
+step "stage 3, policy gradient on identity and motion rewards" 65
 run launch.train --config configs/policy.py:mini --workdir "$out/policy" \
   --config.data.path="$out/dataset" --config.init_from="$out/cross_scene" \
   --config.train.steps=16 --config.train.log_every=1

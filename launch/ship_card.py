@@ -51,7 +51,8 @@ _ABOUT = {
     ),
     "lipsync": (
         "The lip-sync network of the mini world: which speech goes with these lips.",
-        "The lip-sync reward of stage 3, Sync-C and Sync-D of launch.evaluate.",
+        "Sync-C and Sync-D of launch.evaluate. The lip-sync reward of stage 3, which "
+        "mini only measures: policy.lipsync_weight is 0 there.",
     ),
     "same_scene": (
         "Stage 1 of the mini transformer: it learned from windows of one clip.",
