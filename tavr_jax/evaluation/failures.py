@@ -67,9 +67,9 @@ def tags(
         value = scores[key]
         return value is not None and value < limit
 
-    def short_of(key: str, share: float) -> bool:
-        ceilings = [of.get(key) for of in (copy or {}, real)]
-        ceiling = next((value for value in ceilings if value is not None), None)
+    def short_of(key: str, share: float, of_real: float | None) -> bool:
+        copied = (copy or {}).get(key)
+        ceiling = of_real if copied is None else copied
         return ceiling is not None and under(key, share * ceiling)
 
     offset = real["offset"]
@@ -79,10 +79,10 @@ def tags(
     silent = scores.get("silence_moves") is not None  # to hold still is right there
     alike = max(0.0, real["leak"] or 0.0)  # mouths that agree by accident
     found = {
-        "wrong_person": short_of("identity", limits.wrong_person),
-        "frozen": short_of("motion", limits.frozen) and not silent,
+        "wrong_person": short_of("identity", limits.wrong_person, real["identity"]),
+        "frozen": short_of("motion", limits.frozen, 1.0) and not silent,
         "out_of_sync": shifted,
-        "blurred": short_of("sharpness", limits.blurred),
+        "blurred": short_of("sharpness", limits.blurred, 1.0),
         "flicker": over("flicker", limits.flicker),
         "drift": any(over(f"colour_{of}", limits.drift) for of in ("scene", "face")),
         "seam": over("seam", limits.seam),
