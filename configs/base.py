@@ -428,7 +428,7 @@ def failures() -> ConfigDict:
     c.blurred = 0.3  # less than this share of that face's sharpness
     c.flicker = 2.0  # more grey levels than this above the real scene's
     c.drift = 10.0  # further than this from the first seconds' colour, CIE 1976
-    c.seam = 4.0  # more than this many times the usual change, or that copy's, at joins
+    c.seam = 4.0  # more than this many times the usual change where chunks join
     c.copied = 0.3  # follows the reference's mouth by more than this above chance
     c.copied_p = 0.05  # and would by chance in less than this share of cases
     return c

@@ -16,9 +16,9 @@ from launch.held_out import (
     Video,
     Way,
     field,
-    joins,
     unusual,
 )
+from tavr_jax.diffusion import chunks
 from tavr_jax.encoders.vae import Codec
 from tavr_jax.encoders.weights import fingerprint
 from tavr_jax.errors import InputError
@@ -133,3 +133,8 @@ def _maker(
         return Video(generate.decode(codec, latents, count, output), joins(plan), cost)
 
     return make
+
+
+def joins(plan: chunks.Plan) -> list[int]:
+    """The first frames of a plan's chunks but the first: latent n begins at 4n - 3."""
+    return [chunks.FRAMES_PER_LATENT * (span.start - 1) + 1 for span in plan.spans[1:]]

@@ -246,9 +246,7 @@ def marks(codec: Codec | None, output: generate.OutputConfig) -> list[Way]:
     def reconstruct(sample: Material) -> Video:
         latents = jnp.asarray(sample.latents(), jnp.float32)[None]
         count = len(sample.truth.frames)
-        frames = generate.decode(codec, latents, count, output)
-        # its latents are no chunks, but those of checkpoints' rows meet in them
-        return Video(frames, joins(sample.plan) if sample.plan else ())
+        return Video(generate.decode(codec, latents, count, output))
 
     def repeat(sample: Material) -> Video:
         frames = sample.truth.frames
@@ -268,17 +266,11 @@ def marks(codec: Codec | None, output: generate.OutputConfig) -> list[Way]:
         "still": repeat,
         "copied": copy,
     }
-    about = {"codec": codec and fingerprint(codec), "joins": "of checkpoints"}
-    made_with = {"codec": about}
+    made_with = {"codec": {"codec": codec and fingerprint(codec)}}
     return [
         Way(MARKS[slug], slug, make, made_with.get(slug, {}), {"role": MARKS[slug]})
         for slug, make in makes.items()
     ]
-
-
-def joins(plan: chunks.Plan) -> list[int]:
-    """The first frames of a plan's chunks but the first: latent n begins at 4n - 3."""
-    return [chunks.FRAMES_PER_LATENT * (span.start - 1) + 1 for span in plan.spans[1:]]
 
 
 def make_judges(config: ConfigDict) -> tuple[score_video.Judges, dict[str, Network]]:

@@ -276,7 +276,7 @@ def test_what_cannot_be_written_ends_the_run_a_sample_later(tmp_path, monkeypatc
 
 def test_joins_are_where_chunks_begin():
     plan = chunks.plan(37, 5, 1, 0)  # latents 0-4, 5-8, 9-
-    assert held_out.joins(plan) == [17, 33]
+    assert checkpoint_rows.joins(plan) == [17, 33]
 
 
 # Rows of a benchmark

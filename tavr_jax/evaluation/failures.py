@@ -6,8 +6,7 @@
     blurred       the face is less sharp than a share of the ceiling's
     flicker       the scene changes by more grey levels than the real one
     drift         the colour of scene or face goes further from its start, CIE 1976
-    seam          where chunks join, more than so many times the usual change, or the
-                  ceiling's there, if that is more
+    seam          where chunks join, more than so many times the usual change
     copied        the mouth follows the reference's talk by more, above chance and
                   above what the real one does, which knows nothing of it, and that is
                   no chance; clips under 1.7 s are too short to tell
@@ -86,7 +85,7 @@ def tags(
         "blurred": short_of("sharpness", limits.blurred, 1.0),
         "flicker": over("flicker", limits.flicker),
         "drift": any(over(f"colour_{of}", limits.drift) for of in ("scene", "face")),
-        "seam": over("seam", limits.seam * max(1.0, (copy or {}).get("seam") or 1.0)),
+        "seam": over("seam", limits.seam),
         "copied": (
             over("leak", limits.copied + alike) and under("leak_p", limits.copied_p)
         ),
