@@ -19,10 +19,8 @@ With t the time of a frame and "first" the first and "last" the last `edge` seco
 
 The median slope is not moved by a blink, a turn of the head or one bad frame. A person
 who leans towards a lamp changes colour as well: compare with the real video where there
-is one. (4) finds joins between the frames of any two latents of a codec that nearly
-holds still within one: the mini codec's copy of a real video changes 4 to 5 times as
-much there (measured on 3 clips), so with it compare (4) between rows, not with 1. At
-most MOST frames, evenly spread, are looked at for a trend.
+is one. At most MOST
+frames, evenly spread, are looked at for a trend.
 """
 
 from collections.abc import Sequence
