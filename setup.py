@@ -19,6 +19,7 @@ setup(
             "evaluation/*.js",
         ],
         "configs": ["*.json"],
+        "launch": ["plans/*.json"],  # what notebook 06 and launch/PLANS.md show
     },
     install_requires=[
         "jax>=0.10,<0.13",

@@ -1,4 +1,4 @@
-"""Stage 3: policy gradient on rewards of identity and lips (our recipe; tavr_jax/rl).
+"""Stage 3: policy gradient on rewards of identity and more (our recipe; tavr_jax/rl).
 
     python -m launch.train --config configs/policy.py:mini --workdir W/policy \\
         --config.data.path=DATASET --config.init_from=W/cross_scene

@@ -36,7 +36,7 @@ from launch import (
     samples,
 )
 from launch.benchmark_inputs import RATE, Pair
-from launch.held_out import OF_SAMPLES, Material, unusual
+from launch.held_out import OF_SAMPLES, Material, stated
 from launch.score_rows import Task, write_text
 from tavr_jax.diffusion.chunks import Plan
 from tavr_jax.encoders.vae import Codec
@@ -146,7 +146,7 @@ def tasks(
         "buckets": [list(config.prepare.landscape), list(config.prepare.portrait)],
         "latents": [config.model.num_video_latents, config.model.num_videoref_latents],
         **{name: config[name].to_dict() for name in _READ},
-        **unusual(config, OF_SAMPLES),
+        **stated(config, OF_SAMPLES),
     }
 
     def task(pair: Pair) -> Task:

@@ -16,7 +16,7 @@ from launch.held_out import (
     Video,
     Way,
     field,
-    unusual,
+    stated,
 )
 from tavr_jax.diffusion import chunks
 from tavr_jax.encoders.vae import Codec
@@ -79,7 +79,7 @@ def ours(
         model = config.model  # fields that change what the same weights make
         reads = {
             "attention": [model.reference_attention, model.reference_window],
-            **unusual(config, OF_CHECKPOINTS),
+            **stated(config, OF_CHECKPOINTS),
         }
         row = re.sub(r"\W+", "_", f"{name}_{checkpoint.fingerprint[:6]}")
         for draw in range(seeds):

@@ -21,7 +21,7 @@ from launch.held_out import (
     clip_opening,
     frames_of,
     read_sample,
-    unusual,
+    stated,
 )
 from launch.score_rows import Task, write_video
 from tavr_jax.evaluation.benchmark import VERSION, Network
@@ -45,7 +45,7 @@ def tasks(
         "truth": str(truth or ""),
         "latents": [config.model.num_video_latents, config.model.num_videoref_latents],
         **{name: config[name].to_dict() for name in ("speech", "text", "chunks")},
-        **unusual(config, OF_SAMPLES),
+        **stated(config, OF_SAMPLES),
     }
 
     def task(index: int, pair: Pair) -> Task:

@@ -29,28 +29,24 @@ from tavr_jax.evaluation.metrics_method import OURS
 
 _LOOK = 5  # frames between two boxes that say where a clip's person is
 
-# Fields that videos and their scores depend on, told with a row only where they are
-# other than this. No defaults: a row that does not tell one was made with this value.
-OF_SAMPLES = MappingProxyType(
-    {
-        "face.size": 48,
-        "lipsync.size": 48,
-        "lipsync.max_shift": 15,
-        "output.decode_dtype": "float32",
-        "output.exact_release": False,
-        "prepare.detect_every": 5,
-        "prepare.identity_faces": 8,
-        "prepare.released_colours": False,
-        "wav2vec.states": (0, 8, 16, 24),
-    }
+# Fields that samples and their scores depend on, beside whole sections.
+OF_SAMPLES = (
+    "face.size",
+    "lipsync.size",
+    "lipsync.max_shift",
+    "output.decode_dtype",
+    "output.exact_release",
+    "prepare.detect_every",
+    "prepare.identity_faces",
+    "prepare.released_colours",
+    "wav2vec.states",
 )
-OF_CHECKPOINTS = MappingProxyType(  # and what of a model its weights do not tell
-    {
-        "model.dtype": "float32",
-        "model.audio_window": 12,
-        "model.rope_spatial_stride": 1.5,
-        "model.videoref_rope_offset": 256,
-    }
+# And what of a model its weights do not tell.
+OF_CHECKPOINTS = (
+    "model.dtype",
+    "model.audio_window",
+    "model.rope_spatial_stride",
+    "model.videoref_rope_offset",
 )
 
 
@@ -130,10 +126,10 @@ def field(config: ConfigDict, name: str) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
-def unusual(config: ConfigDict, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `usual` that have another value here."""
-    values = {name: field(config, name) for name in usual}
-    return {name: value for name, value in values.items() if value != usual[name]}
+def stated(config: ConfigDict, names: Sequence[str]) -> dict[str, Any]:
+    """Fields as JSON has them."""
+    values = {name: field(config, name) for name in names}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
 
 def choose_pairs(rows: Sequence[Row], count: int) -> list[Pair]:

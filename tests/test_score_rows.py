@@ -14,7 +14,6 @@ from launch import (
     benchmark_samples,
     checkpoint_rows,
     dataset_samples,
-    held_out,
     score_rows,
 )
 from launch.checkpoints import Checkpoint
@@ -211,16 +210,6 @@ def test_whatever_a_sample_is_read_or_scored_by_is_in_what_it_is_made_with(
             continue  # its size is that of the dataset
         usual = made_with(of, cross_scene.get_config("mini"))
         assert made_with(of, changed(name)) != usual, of
-
-
-def test_rows_of_the_shipped_checkpoints_say_nothing_that_is_as_usual():
-    """They were made before the fields were told, and stay true."""
-    config = cross_scene.get_config("mini")
-    for usual in (held_out.OF_SAMPLES, held_out.OF_CHECKPOINTS):
-        assert held_out.unusual(config, usual) == {}
-    official = cross_scene.get_config("tavr_14b")
-    found = held_out.unusual(official, held_out.OF_CHECKPOINTS)
-    assert found == {"model.dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -19,8 +19,7 @@ With t the time of a frame and "first" the first and "last" the last `edge` seco
 
 The median slope is not moved by a blink, a turn of the head or one bad frame. A person
 who leans towards a lamp changes colour as well: compare with the real video where there
-is one. At most MOST
-frames, evenly spread, are looked at for a trend.
+is one. At most MOST frames, evenly spread, are looked at for a trend.
 """
 
 from collections.abc import Sequence
