@@ -51,10 +51,11 @@ class Progress:
                 piece = next(pieces)
             except StopIteration:
                 return
-            if number > self._kept:
-                self.took = time.monotonic() - self._since
-                self._bar.update()
+            seconds = time.monotonic() - self._since
             self._begin("decoding")
+            if number > self._kept:
+                self.took = seconds
+                self._bar.update()
             yield piece
 
     def text(self) -> str:
@@ -66,6 +67,7 @@ class Progress:
 
     def _begin(self, doing: str) -> None:
         self._doing, self._since = doing, time.monotonic()
+        self._bar.set_postfix_str(self.text(), refresh=False)
 
     def _tick(self) -> None:
         every = _EVERY if sys.stderr.isatty() else _EVERY_IN_LOGS

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines import transforms
@@ -275,14 +275,22 @@ def reference_cache(
 
 
 def _kept(model: Transformer, caches: PyTree, mesh: Mesh) -> PyTree:
-    """Caches where `prefill` leaves them."""
+    """Caches where `prefill` leaves them; a program's results do not name axes of one
+    device, and a name more would be another entry in the compilation cache."""
+
+    def bare(place: PartitionSpec) -> NamedSharding:
+        split = [(axes,) if isinstance(axes, str) else axes or () for axes in place]
+        kept = ([axis for axis in axes if mesh.shape[axis] > 1] for axes in split)
+        return NamedSharding(
+            mesh, PartitionSpec(*(tuple(axes) or None for axes in kept))
+        )
 
     def placed(one: ReferenceCache) -> ReferenceCache:
         with jax.set_mesh(mesh):
             places = model.cache_specs(len(one.valid))
         return jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=NamedSharding(mesh, place)
+                x.shape, x.dtype, sharding=bare(place)
             ),
             one,
             places,

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_dataset
+from flax import nnx
 
 from configs import cross_scene, policy, same_scene
 from data_pipelines import loader
 from launch import (
+    build,
     plan_compile,
     plan_dump,
     plan_layouts,
@@ -25,7 +27,9 @@ from launch import (
     plan_roofline,
 )
 from launch.pod_topology import parse
+from tavr_jax.diffusion import chunks
 from tavr_jax.errors import InputError
+from tavr_jax.evaluation import generate
 from tavr_jax.parallel import sharding
 from tavr_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -95,6 +99,42 @@ def test_each_program_of_generate_lies_beside_the_other_network():
     assert held(prefill.beside) == held(denoise.beside) == codec > 0
     kept = held(denoise.inputs["weights"]) + held(denoise.inputs["cache"])
     assert held(decoder.beside) == kept > 0
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_the_planned_chunk_is_what_generate_samples(split):
+    """To the letter, from a request on, so that `plan --save` is of use; and nothing
+    in it calls back, or no compilation cache would keep it."""
+    config = tiny(cross_scene)
+    mesh = make_mesh(MeshConfig(1, 1, split, 1), jax.devices()[:split])
+    _, planned = plan_program.sampler(config, mesh)
+    shapes = planned.inputs["weights"]
+    weights = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes
+    )
+    told = planned.inputs["conditions"]
+    one = jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), told)
+    request = generate.Request(
+        one.still, ~one.still_tokens, one.reference, ~one.reference_tokens,
+        one.reference_audio, one.text, one.text, one.text, np.zeros((29, 128)),
+    )  # fmt: skip
+    graph, _ = nnx.split(build.abstract_transformer(config), nnx.Param)
+    settings = generate.SamplerConfig(**config.sampler)
+    said = []
+
+    def denoise(*arguments):
+        *operands, still = arguments
+        run = generate.programs(graph, settings, mesh, 1, still).denoise
+        with jax.set_mesh(mesh):
+            said.append(run.lower(*operands).as_text())
+        return operands[1]
+
+    sample = generate.sampler(graph, settings, mesh)._replace(denoise=denoise)
+    size, parts = config.model.num_video_latents, config.chunks
+    spans = chunks.plan(29, size, parts.motion_latents, parts.canvas_tail)
+    list(generate.pieces(sample, weights, request, spans, jax.random.key(0)))
+    assert said == [planned.lowered().as_text()] * 2
+    assert "callback" not in said[0]
 
 
 @pytest.mark.parametrize("job", ["train", "rollout"])
