@@ -19,8 +19,9 @@ of config.parallel and ranks them.
 
 --save FOLDER fills a persistent compilation cache of JAX: a run on that slice with
 JAX_COMPILATION_CACHE_DIR=FOLDER, the same versions and the same fields should find its
-program there. On CPU devices plan and run have the same entry (tests/test_plan.py); on
-a TPU nobody has tried. Nothing in it is pickled.
+program there; of generate, that for all tokens of still and reference. On CPU devices
+plan and run have the same entry (tests/test_plan.py); on a TPU nobody has tried.
+Nothing in it is pickled.
 """
 
 import json

@@ -26,8 +26,10 @@ from ml_collections import ConfigDict
 
 from data_pipelines import transforms
 from launch import build, origin, stages
+from launch.bench_speech import SIZES
 from launch.start import Start
 from tavr_jax.encoders import vae_stream
+from tavr_jax.encoders.wav2vec2 import Wav2Vec2
 from tavr_jax.errors import InputError
 from tavr_jax.evaluation import generate
 from tavr_jax.models.transformer import ReferenceCache, Transformer
@@ -133,13 +135,22 @@ def roll_out(config: ConfigDict, mesh: Mesh) -> Program:
 
 def generation(config: ConfigDict, mesh: Mesh) -> Iterator[Program]:
     """`sampler` and `decoder`, each beside what the other leaves in memory: the command
-    holds both networks from beginning to end."""
+    holds both networks from beginning to end, and on its first device the one that
+    listens. umT5 comes before them and is gone."""
     prefill, denoise = sampler(config, mesh)
-    pieces = decoder(config, mesh)
+    pieces, listens = decoder(config, mesh), listener(config)
     for program in (prefill, denoise):
-        yield program._replace(beside=pieces.inputs["weights"])
-    kept = (denoise.inputs["weights"], denoise.cache)
+        yield program._replace(beside=(pieces.inputs["weights"], listens))
+    kept = (denoise.inputs["weights"], denoise.cache, listens)
     yield pieces._replace(beside=kept)
+
+
+def listener(config: ConfigDict) -> PyTree:
+    """The weights of networks.speech: float32, on one device, of the published size."""
+    if config.networks.speech == build.PACKAGED:
+        return ()
+    network = nnx.eval_shape(lambda: Wav2Vec2(SIZES, rngs=nnx.Rngs(0)))
+    return nnx.state(network, nnx.Param)
 
 
 def sampler(config: ConfigDict, mesh: Mesh) -> Iterator[Program]:

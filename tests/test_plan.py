@@ -99,6 +99,13 @@ def test_each_program_of_generate_lies_beside_the_other_network():
     assert held(prefill.beside) == held(denoise.beside) == codec > 0
     kept = held(denoise.inputs["weights"]) + held(denoise.inputs["cache"])
     assert held(decoder.beside) == kept > 0
+    config.networks.speech = "OWNER/NAME"  # of the published size; not read
+    every = plan_program.programs(config, "generate", mesh_of(config))
+    more = {
+        held(p.beside) - n for p, n in zip(every, (codec, codec, kept), strict=True)
+    }
+    (listens,) = more
+    assert listens == pytest.approx(1.26e9, rel=0.01)  # 315 million in float32
 
 
 @pytest.mark.parametrize("split", [1, 2])

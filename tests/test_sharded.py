@@ -12,6 +12,7 @@ import pytest
 import tiny_dataset
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_context import gathered
 from test_policy import BRIGHT, LEARNS
 from test_training import ADAM, NO_DROPS, make_batch, wide_network, wide_params
 
@@ -172,6 +173,22 @@ def test_a_device_scores_its_members_alone(shape):
         for dims in re.findall(r"= \w+\[([\d,]+)\]", text)
     ]
     assert max(held) < everything, (max(held), everything)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_faster")
+def test_a_step_of_stage_3_gathers_parameters_alone():
+    """Rollouts, rewards and updates: pytest -m slow tests/test_sharded.py"""
+    config = policy_stage.get_config("tiny")
+    config.data.batch_size, config.policy.group_size = 2, 4
+    mesh = make_mesh(MeshConfig(1, 2, 4, 1), jax.devices())
+    step = plan_program.train(config, mesh)
+    learned = {n: x for n, x in step.inputs.items() if n != "batch"}
+    whole = [x.shape for x in jax.tree.leaves(learned) if x.ndim]
+    allowed = {math.prod(s) for s in whole} | {math.prod(s[1:]) for s in whole}
+    gathers = gathered(step.lowered().compile().as_text())
+    few = 8  # numbers: what tells clips and rows apart
+    assert gathers and not [line for n, line in gathers if n not in allowed and n > few]
 
 
 def test_parameters_are_split_once_along_their_largest_axis():
