@@ -21,7 +21,7 @@ class Counting:
     def __init__(self, config, settings):
         graph, self.params = nnx.split(build.abstract_transformer(config), nnx.Param)
         self.programs = {}
-        self.told, self.total = (graph, settings, MESH, 1, None), 0
+        self.told, self.total = (graph, settings, MESH, 1), 0
 
     def prefill(self, weights, conditions):
         return self.run(generate.programs(*self.told).prefill, conditions)
