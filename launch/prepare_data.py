@@ -33,6 +33,7 @@ from data_pipelines import records
 from data_pipelines.prepare import checksums, dataset, remote
 from data_pipelines.prepare.pipeline import Runner
 from launch import cli
+from tavr_jax import storage
 from tavr_jax.errors import InputError
 
 SOURCE = flags.DEFINE_string("source", None, "Folder of videos, or a manifest.")
@@ -58,6 +59,11 @@ def main() -> None:
         raise InputError("flags: --source FOLDER and --output DATASET are needed")
     if EXCHANGE.value and not BEAM.value:
         raise InputError("flags: --exchange is for --beam; give both or none")
+    if storage.is_bucket(OUTPUT.value):
+        raise InputError(
+            f"--output {OUTPUT.value}: datasets are made on a disk; give a folder, and "
+            "copy it to the bucket afterwards"
+        )
     config, output = CONFIG.value, Path(OUTPUT.value)
     if CODEC.value:
         config.networks.codec = CODEC.value
