@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from data_pipelines.prepare import dataset, encode, pairs, pipeline
 from launch import readers
 from tavr_jax.encoders.vae import Codec, CodecConfig, encode_reference
 from tavr_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +286,12 @@ def test_held_out_people_stay_so_whoever_joins(source, config, tmp_path):
     }
     assert sides["train"] | sides["test"] == {"ann", "bob", "cat"}
     assert not sides["train"] & sides["test"] and len(sides["test"]) == 1
+
+
+def test_a_dataset_is_not_made_in_a_bucket(tmp_path):
+    """A local folder called gs: would be."""
+    asked = ["--source", str(tmp_path), "--output", "gs://bucket/dataset"]
+    command = [sys.executable, "-m", "launch.prepare_data", *asked]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "made on a disk" in done.stderr
+    assert done.stderr.count("\n") == 1
