@@ -38,7 +38,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines import loader, records
-from data_pipelines.prepare import clips
+from data_pipelines.prepare import clips, workers
 from data_pipelines.prepare.importers import find_videos
 from data_pipelines.sources import Source
 from launch import cli
@@ -82,7 +82,7 @@ def main() -> None:
     if not DATASET.value and not SOURCE.value:
         raise InputError("flags: give --dataset, --source or both")
     config = CONFIG.value
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {config.name}")
+    print(f"{workers.cores()} cores, load {os.getloadavg()[0]:.1f}, {config.name}")
     if SOURCE.value:
         for ratio in footage(Path(SOURCE.value), config):
             print(ratio.line(), flush=True)
@@ -123,7 +123,7 @@ def footage(source: Path, config: ConfigDict) -> Iterator[Ratio]:
 
 
 def _scaling(paths: list[Path], settings: clips.ClipSettings) -> Ratio:
-    processes = SCANS.value or os.cpu_count() or 1
+    processes = SCANS.value or workers.cores()
     # Longest first and each twice, so that the end, when one process waits for the
     # other, is short: what is measured is the scan, not the size of the sample.
     paths = sorted(paths * 2, key=lambda path: -path.stat().st_size)
